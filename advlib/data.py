@@ -1,0 +1,194 @@
+"""The shipped digits, three torchvision data sets through the same call, and batches of tensors."""
+
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advlib.runtime import check_count, check_images, check_labels, pick_device
+
+DIGITS_SHA256 = "86e7e0d3bf41bf93aa59d970872e1b5644974bdd2a7bb28045de014a3fa2587e"
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+
+
+class Images(NamedTuple):
+    """One part of a data set, resident on one device.
+
+    Attributes:
+        x: images, float32 (n, c, h, w) in [0, 1].
+        y: labels, int64 (n,).
+        classes: the name of each label.
+        angles: rotation of each image in whole degrees, int64 (n,); None unless it is known.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+    angles: Tensor | None = None
+
+
+def load_data(
+    name: str = "digits",
+    *,
+    device: str | torch.device | None = None,
+    root: str | Path = "data",
+    download: bool = False,
+) -> tuple[Images, Images]:
+    """Return the training and the test part of a data set as tensors on `device`.
+
+    `name` is "digits" (shipped with advlib, see the book's data card), "mnist", "fashion-mnist" or
+    "cifar10". The last three are read from the folder `root` by torchvision, and fetched into it
+    first when `download=True`. `device` defaults to `pick_device()`.
+
+    Raises:
+        ValueError: the name is unknown, or the machine has no such device.
+        FileNotFoundError: a file of the data set is missing; the message says which.
+        OSError: a file is damaged, or the download failed; the message says what to do.
+    """
+    if name != "digits" and name not in TORCHVISION:
+        raise ValueError(f"name must be one of digits, {', '.join(TORCHVISION)}, got {name!r}")
+    device = pick_device() if device is None else pick_device(str(device))
+    if name == "digits":
+        parts = _read_digits()
+    else:
+        parts = [_read_torchvision(name, Path(root), train, download) for train in (True, False)]
+    train, test = (_to_device(part, device) for part in parts)
+    return train, test
+
+
+class Batches:
+    """Pairs (x, y) cut from tensors that stay on their device; iterate as often as you like.
+
+    With `shuffle=True` every pass over it draws a new order from `generator` (by default one of
+    its own, seeded with 0). The last batch holds what is left.
+
+        for x, y in Batches(train.x, train.y, batch_size=100, shuffle=True):
+            ...
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        batch_size: int = 100,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Take images (n, ...), labels (n,) and how to cut them.
+
+        Raises:
+            TypeError, ValueError: `x`, `y` or `batch_size` is of the wrong type, shape or range.
+        """
+        check_images(x)
+        check_labels(y, x)
+        self.x = x
+        self.y = y
+        self.batch_size = check_count("batch_size", batch_size)
+        self.shuffle = shuffle
+        self.generator = generator or torch.Generator().manual_seed(0)
+
+    def __len__(self) -> int:
+        """Return the number of batches in one pass."""
+        return -(-len(self.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of one pass."""
+        if not self.shuffle:
+            yield from zip(
+                self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True
+            )
+            return
+        device = self.generator.device
+        order = torch.randperm(len(self.x), generator=self.generator, device=device)
+        for rows in order.to(self.x.device).split(self.batch_size):
+            yield self.x[rows], self.y[rows]
+
+
+class _Raw(NamedTuple):
+    """Images uint8 (n, h, w) or (n, h, w, 3), labels, class names, and angles where known."""
+
+    images: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    classes: tuple[str, ...]
+    angles: np.ndarray[Any, Any] | None = None
+
+
+def _to_device(raw: _Raw, device: torch.device) -> Images:
+    images = torch.from_numpy(raw.images)
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return Images(
+        x=images.to(device).float().div_(255).contiguous(),
+        y=torch.from_numpy(raw.labels).to(device, torch.int64),
+        classes=raw.classes,
+        angles=None if raw.angles is None else torch.from_numpy(raw.angles).to(device, torch.int64),
+    )
+
+
+def _read_digits() -> list[_Raw]:
+    source = resources.files("advlib") / "digits.npz"
+    content = source.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != DIGITS_SHA256:
+        raise OSError(f"{source} is damaged (SHA-256 {digest}): install advlib again")
+    classes = tuple("0123456789")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return [
+            _Raw(
+                arrays[f"{part}_images"],
+                arrays[f"{part}_labels"],
+                classes,
+                arrays[f"{part}_angles"],
+            )
+            for part in ("train", "test")
+        ]
+
+
+def _read_torchvision(name: str, root: Path, train: bool, download: bool) -> _Raw:
+    from torchvision import datasets  # slow to import, and the digits do without
+
+    cls = getattr(datasets, TORCHVISION[name])
+    if download:
+        try:
+            cls(root=str(root), train=train, download=True)
+        except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
+            raise OSError(f"{name}: the download into {root} failed: {error}") from error
+    _check_files(name, cls, root)
+    dataset = cls(root=str(root), train=train)
+    return _Raw(np.asarray(dataset.data), np.asarray(dataset.targets), tuple(dataset.classes))
+
+
+def _check_files(name: str, cls: Any, root: Path) -> None:
+    """Compare every file of a torchvision data set with the checksum torchvision knows for it.
+
+    For the MNIST family torchvision keeps the MD5 of the archives only, and reads the files
+    extracted from them unchecked: those are compared with the CRC-32 that ends each archive.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    if name == "cifar10":
+        folder = root / cls.base_folder
+        checksums = [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]
+    else:
+        folder = root / cls.__name__ / "raw"
+        checksums = cls.resources
+    for filename, md5 in checksums:
+        path = folder / filename
+        advice = f'delete {folder} if it is there, then call load_data("{name}", download=True)'
+        extracted = path.with_suffix("") if path.suffix == ".gz" else path
+        for needed in (path, extracted):
+            if not needed.exists():
+                raise FileNotFoundError(f"{name}: {needed} is missing; {advice}")
+        if not check_integrity(str(path), md5):
+            raise OSError(f"{name}: {path} is damaged; {advice}")
+        if path.suffix == ".gz":
+            crc = int.from_bytes(path.read_bytes()[-8:-4], "little")
+            if zlib.crc32(extracted.read_bytes()) != crc:
+                raise OSError(f"{name}: {extracted} is damaged; {advice}")

@@ -1,0 +1,112 @@
+"""Accuracy with and without an attack, per image and over a whole set, and its uncertainty."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from advlib.runtime import (
+    Attack,
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    check_model,
+    evaluation_mode,
+)
+
+
+def predict(model: nn.Module, x: Tensor, *, batch_size: int = 100) -> Tensor:
+    """Return the class with the largest logit for each image of `x`, int64 (n,).
+
+    Runs in evaluation mode, without gradients, `batch_size` images at a time.
+    """
+    check_model(model)
+    check_images(x)
+    check_count("batch_size", batch_size)
+    with evaluation_mode(model), torch.no_grad():
+        return torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
+
+
+def correct(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    attack: Attack | None = None,
+) -> Tensor:
+    """Tell for each image whether `model` gets its (attacked) version right, bool (n,).
+
+    `batches` is a `Batches`, a DataLoader, or any iterable of images (n, ...) and labels (n,).
+    The order is that of `batches`: do not shuffle what you want to compare image by image.
+
+    Raises:
+        TypeError, ValueError: a batch is of the wrong type, shape or range, or there is none.
+    """
+    check_model(model)
+    if attack is not None and not callable(attack):
+        raise TypeError(f"attack must be callable, got {type(attack).__name__}")
+    results = []
+    with evaluation_mode(model):
+        for x, y in batches:
+            check_images(x)
+            check_labels(y, x)
+            check_logits(model, x, y)
+            x_adv = x if attack is None else attack(model, x, y)
+            with torch.no_grad():
+                results.append(model(x_adv).argmax(1) == y)
+    if not results:
+        raise ValueError("batches must hold at least one batch")
+    return torch.cat(results)
+
+
+def accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    attack: Attack | None = None,
+) -> float:
+    """Fraction of all images that `model` gets right, under `attack` if one is given.
+
+    Correct images are counted over all batches and divided once; images that were wrong before
+    the attack count as wrong. Arguments and errors as in `correct`.
+    """
+    return _mean(correct(model, batches, attack=attack))
+
+
+def robust_accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    attacks: Sequence[Attack],
+) -> float:
+    """Fraction of images that `model` gets right unattacked and under every one of `attacks`.
+
+    The worst case is taken image by image, so it is at most the lowest of the accuracies.
+    `batches` must come in the same order each time. Arguments and errors as in `correct`.
+    """
+    survives = correct(model, batches)
+    for attack in attacks:
+        survives &= correct(model, batches, attack=attack)
+    return _mean(survives)
+
+
+def _mean(right: Tensor) -> float:
+    return int(right.sum()) / len(right)
+
+
+def wilson_interval(successes: int, total: int, *, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion; `z=1.96` gives 95 % confidence.
+
+    It covers what other images of the same kind would give, not what other seeds would.
+
+    Reference: Wilson, J. Am. Stat. Assoc. 22 (1927).
+    """
+    check_count("total", total)
+    check_count("successes", successes, minimum=0)
+    if successes > total:
+        raise ValueError(f"successes must be at most total ({total}), got {successes}")
+    p = successes / total
+    centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
+    margin = z / (1 + z**2 / total) * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    return max(0.0, centre - margin), min(1.0, centre + margin)

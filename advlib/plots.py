@@ -1,0 +1,208 @@
+"""The book's figures. Each function returns a matplotlib Figure; make it a cell's last line.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart, and never the only sign:
+right and wrong also carry a mark.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from advlib.evaluation import predict
+from advlib.runtime import check_count, check_images, check_labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SERIES = [(BLUE, "o", "-"), (RED, "s", "--"), (GREEN, "^", "-."), (ORANGE, "D", ":")]
+
+
+def show_images(
+    x: Tensor,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 10,
+    limits: tuple[float, float] = (0.0, 1.0),
+    colour: str = "gray",
+) -> "Figure":
+    """Show images (n, c, h, w) in a grid, each under its title.
+
+    One channel is drawn with the colour map `colour` between `limits`; three are drawn as RGB.
+    """
+    check_images(x)
+    check_count("columns", columns)
+    if titles is not None and len(titles) != len(x):
+        raise ValueError(f"titles must have one entry per image ({len(x)}), got {len(titles)}")
+    axes, figure = _grid(len(x), columns)
+    for i, (axis, image) in enumerate(zip(axes, x.detach().cpu(), strict=False)):
+        _draw(axis, image, limits, colour)
+        if titles is not None:
+            axis.set_title(titles[i], fontsize=9)
+    return figure
+
+
+def show_predictions(
+    model: nn.Module, x: Tensor, y: Tensor, *, columns: int = 4, classes: Sequence[str] = ()
+) -> "Figure":
+    """Show each image under what `model` takes it for: ✓ and blue if right, ✗ and red if wrong."""
+    check_images(x)
+    check_labels(y, x)
+    predictions = predict(model, x).tolist()
+    axes, figure = _grid(len(x), columns)
+    pairs = zip(axes, x.detach().cpu(), predictions, y.tolist(), strict=False)
+    for axis, image, prediction, label in pairs:
+        _draw(axis, image, (0.0, 1.0), "gray")
+        name = classes[prediction] if classes else str(prediction)
+        mark, colour = ("✓", BLUE) if prediction == label else ("✗", RED)
+        axis.set_title(f"{name} {mark}", color=colour, fontsize=11, fontweight="bold")
+    return figure
+
+
+def show_gradients(x: Tensor, gradients: Mapping[str, Tensor]) -> "Figure":
+    """Show images (n, 1, h, w) in the first row, and under them a row of gradients per name.
+
+    Each gradient is scaled by its own largest entry: red raises the loss, blue lowers it.
+    """
+    check_images(x)
+    figure, axes = _subplots(
+        1 + len(gradients), len(x), figsize=(1.1 * len(x) + 0.8, 1.25 * (1 + len(gradients)))
+    )
+    for axis, image in zip(axes[0], x.detach().cpu(), strict=True):
+        _draw(axis, image, (0.0, 1.0), "gray")
+    for row, (name, gradient) in zip(axes[1:], gradients.items(), strict=True):
+        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+        for axis, image in zip(row, gradient.detach().cpu(), strict=True):
+            _draw(axis, image / image.abs().max().clamp_min(1e-12), (-1.0, 1.0), "RdBu_r")
+    return figure
+
+
+def loss_curve(losses: Sequence[float], iterations_per_epoch: int = 1) -> "Figure":
+    """Show the loss of each iteration and its mean over each epoch, against the epoch."""
+    figure, axis = _subplots(figsize=(6, 3))
+    per_epoch = max(iterations_per_epoch, 1)
+    epochs = [(i + 1) / per_epoch for i in range(len(losses))]
+    axis.plot(epochs, losses, color=BLUE, alpha=0.35, linewidth=0.8, label="each iteration")
+    means = [
+        sum(losses[i : i + per_epoch]) / per_epoch
+        for i in range(0, len(losses) - per_epoch + 1, per_epoch)
+    ]
+    middles = [i + 0.5 for i in range(len(means))]
+    axis.plot(middles, means, color=RED, marker="o", markersize=3, label="mean of each epoch")
+    axis.set(xlabel="epoch", ylabel="cross-entropy loss", ylim=(0, None))
+    axis.legend(frameon=False)
+    return figure
+
+
+def accuracy_curves(
+    values: Sequence[float],
+    accuracies: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str = "accuracy",
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> "Figure":
+    """Show one line of accuracies per name against `values`, with a band where there is one."""
+    for name, line in accuracies.items():
+        if len(line) != len(values):
+            raise ValueError(f"accuracies[{name!r}] must have {len(values)} values")
+    figure, axis = _subplots(figsize=(6, 3.4))
+    for i, (name, line) in enumerate(accuracies.items()):
+        colour, marker, style = SERIES[i % len(SERIES)]
+        axis.plot(values, line, color=colour, marker=marker, linestyle=style, label=name)
+        if intervals is not None and name in intervals:
+            low, high = zip(*intervals[name], strict=True)
+            axis.fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.03))
+    axis.legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(
+    predictions: Tensor, y: Tensor, *, classes: Sequence[str] | None = None
+) -> "Figure":
+    """Count what each class is taken for; the diagonal, which is right, is left pale."""
+    names = classes or [str(i) for i in range(int(max(y.max(), predictions.max())) + 1)]
+    counts = torch.zeros(len(names), len(names), dtype=torch.int64)
+    counts.index_put_((y.cpu(), predictions.cpu()), torch.tensor(1), accumulate=True)
+    wrong = counts.clone().fill_diagonal_(0)
+    figure, axis = _subplots(figsize=(5, 4.6))
+    axis.imshow(wrong, cmap="Oranges", vmax=max(int(wrong.max()), 1) * 1.6)
+    for i, row in enumerate(counts.tolist()):
+        for j, count in enumerate(row):
+            if count:
+                axis.text(j, i, str(count), ha="center", va="center", fontsize=8)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="prediction", ylabel="true digit")
+    return figure
+
+
+def projection_picture(eps: float = 0.1, alpha: float = 0.06, steps: int = 4) -> "Figure":
+    """Draw BIM in two pixels: each step leaves the eps-square, each projection brings it back."""
+    from matplotlib.patches import Rectangle
+
+    figure, axis = _subplots(figsize=(4.6, 4.2))
+    axis.add_patch(Rectangle((-eps, -eps), 2 * eps, 2 * eps, fill=False, color=BLUE, linewidth=2))
+    signs = [(1, 1), (1, 1), (1, -1), (1, 1)]
+    point = (0.0, 0.0)
+    for k in range(steps):
+        sign = signs[k % len(signs)]
+        step = (point[0] + alpha * sign[0], point[1] + alpha * sign[1])
+        inside = (max(-eps, min(eps, step[0])), max(-eps, min(eps, step[1])))
+        _arrow(axis, point, step, RED, "-")
+        if inside != step:
+            _arrow(axis, step, inside, GREEN, ":")
+        point = inside
+    axis.plot(0, 0, "ko")
+    axis.plot(*point, "k*", markersize=12)
+    axis.annotate("x", (0, 0), textcoords="offset points", xytext=(-12, -12))
+    axis.annotate("$x_{adv}$", point, textcoords="offset points", xytext=(8, -4))
+    axis.plot([], [], color=RED, label="step along the sign")
+    axis.plot([], [], color=GREEN, linestyle=":", label="projection")
+    axis.plot([], [], color=BLUE, label=r"eps-ball: $|x_{adv}-x| \leq$ eps")
+    axis.set(xlabel="change of pixel 1", ylabel="change of pixel 2", aspect="equal")
+    axis.set(xlim=(-1.3 * eps, 1.9 * eps), ylim=(-1.3 * eps, 2.6 * eps))
+    axis.legend(frameon=False, loc="upper left", fontsize=8)
+    return figure
+
+
+def _arrow(
+    axis: "Axes", start: tuple[float, float], end: tuple[float, float], colour: str, style: str
+) -> None:
+    arrow = {"arrowstyle": "->", "color": colour, "linestyle": style, "linewidth": 1.8}
+    axis.annotate("", xy=end, xytext=start, arrowprops=arrow)
+
+
+def _grid(images: int, columns: int) -> "tuple[list[Axes], Figure]":
+    rows = -(-images // columns)
+    columns = min(columns, images)
+    figure, axes = _subplots(rows, columns, figsize=(columns * 0.85 + 0.4, rows * 1.05))
+    for axis in axes.flat:
+        axis.axis("off")
+    return list(axes.flat), figure
+
+
+def _draw(axis: "Axes", image: Tensor, limits: tuple[float, float], colour: str) -> None:
+    axis.axis("off")
+    if len(image) == 3:
+        axis.imshow(image.permute(1, 2, 0))
+    else:
+        axis.imshow(image[0], cmap=colour, vmin=limits[0], vmax=limits[1])
+
+
+def _subplots(rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    """Make a figure that pyplot does not keep: it is shown as a cell's value, once."""
+    import matplotlib.pyplot as plt
+
+    single = rows == columns == 1
+    figure, axes = plt.subplots(
+        rows, columns, squeeze=single, layout="constrained", dpi=110, **options
+    )
+    plt.close(figure)
+    if single:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,151 @@
+"""Device choice, seeding, evaluation mode, and the argument checks every module shares."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Bounds = tuple[float, float] | None
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+# Draws made without a generator come from here, so that torch's global state stays the caller's.
+default_generator = torch.Generator().manual_seed(0)
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Return the named device, or the best one present: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: torch does not know the name, or this machine has no such device.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"name: no device {name!r} on this machine ({error})") from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy, torch (all devices) and advlib's own default generator."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global state is what the caller asks to seed
+    torch.manual_seed(seed)
+    default_generator.manual_seed(seed)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch `model` to evaluation mode, and put every module's own flag back on the way out.
+
+    The flags come back module by module, also after an error: a BatchNorm layer that its owner
+    froze stays frozen in a model that trains.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw from [-1, 1), in the shape, type and device of `like`.
+
+    The numbers are drawn on the generator's device: a CPU generator gives the same noise on
+    every machine.
+    """
+    source = default_generator if generator is None else generator
+    noise = torch.rand(like.shape, generator=source, dtype=like.dtype, device=source.device)
+    return noise.to(like.device).mul_(2).sub_(1)
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return `value` if it is a whole number of at least `minimum`; name it in the error if not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def check_number(name: str, value: Any, minimum: float = 0.0) -> float:
+    """Return `value` as a float if it is a finite number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not minimum <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and at least {minimum:g}, got {value}")
+    return float(value)
+
+
+def check_bounds(bounds: Any) -> None:
+    """Accept None, or a pair (low, high) of finite numbers with low < high."""
+    if bounds is None:
+        return
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise TypeError(f"bounds must be None or a pair (low, high), got {bounds!r}")
+    low, high = (check_number("bounds", value, -float("inf")) for value in bounds)
+    if low >= high:
+        raise ValueError(f"bounds must satisfy low < high, got {bounds!r}")
+
+
+def check_model(model: Any) -> None:
+    """Accept a torch module only: attacks need its layers' training flags."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_images(x: Any, bounds: Bounds = None) -> None:
+    """Accept a floating tensor with a batch dimension, finite, and inside `bounds` if given."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, in [0, 1] rather than 0 to 255, got {x.dtype}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x must have shape (n, ...) with n at least 1, got {tuple(x.shape)}")
+    low, high = x.detach().aminmax()
+    if not torch.isfinite(low + high):  # aminmax passes NaN on
+        raise ValueError("x must be finite, got NaN or infinity")
+    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+        raise ValueError(
+            f"x must lie inside bounds {tuple(bounds)}, got values from {low:.4g} to {high:.4g}"
+        )
+
+
+def check_labels(y: Any, x: Tensor) -> None:
+    """Accept an int64 tensor of shape (n,) for the n images of `x`, no label negative."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y must be a tensor, got {type(y).__name__}")
+    if y.dtype != torch.int64:
+        raise TypeError(f"y must be int64 class numbers, got {y.dtype}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape ({len(x)},) as x has, got {tuple(y.shape)}")
+    if y.device != x.device:
+        raise ValueError(f"y must be on the device of x ({x.device}), got {y.device}")
+    if y.min() < 0:
+        raise ValueError(f"y must not be negative, got {int(y.min())}")
+
+
+def check_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Run one image through `model`: logits of shape (1, classes), and every label a class.
+
+    Call it in evaluation mode.
+    """
+    with torch.no_grad():
+        logits = model(x[:1])
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must map (n, ...) to logits (n, classes), got {shape} for n = 1")
+    if y.max() >= logits.shape[1]:
+        raise ValueError(
+            f"y must be below the model's {logits.shape[1]} classes, got {int(y.max())}"
+        )

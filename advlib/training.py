@@ -1,0 +1,191 @@
+"""One training loop for both kinds of training: adversarial training is one more argument."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advlib.data import Batches
+from advlib.runtime import (
+    Attack,
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    check_model,
+    check_number,
+    evaluation_mode,
+)
+
+
+@dataclass
+class History:
+    """What `fit` saw.
+
+    Attributes:
+        loss: mean cross-entropy of each iteration's batch, as trained on.
+        metrics: for each name that `evaluate` returned, its value after each epoch.
+        stopped: training was interrupted before its last epoch ended.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    stopped: bool = False
+
+
+class TrainingMonitor(Protocol):
+    """What `fit` reports to. Set `stop_requested` to end training after the present iteration."""
+
+    stop_requested: bool
+
+    def start(self, epochs: int, iterations: int) -> None:
+        """Training begins: so many epochs of so many iterations."""
+
+    def step(self, loss: Tensor) -> None:
+        """One iteration is done; `loss` is a detached scalar on the model's device."""
+
+    def finish(self, history: History) -> None:
+        """Training is over: complete, stopped or, with what there is so far, failed."""
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    epochs: int,
+    lr: float,
+    momentum: float = 0.9,
+    attack: Attack | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    monitor: TrainingMonitor | None = None,
+) -> History:
+    """Train `model` in place by SGD on cross-entropy, on attacked images when `attack` is given.
+
+    Args:
+        model: maps images (n, c, h, w) in [0, 1] to logits (n, classes).
+        batches: the training set, cut and shuffled.
+        epochs: passes over `batches`.
+        lr: learning rate.
+        momentum: of SGD.
+        attack: `attack(model, x, y) -> x_adv`, applied to every batch before the step.
+        evaluate: called after each epoch with the model in evaluation mode; the numbers it
+            returns are kept in `History.metrics`.
+        monitor: reported to after each iteration; see `advlib.monitor`.
+
+    The first interrupt (Ctrl-C, or the notebook's stop button) ends training after the present
+    iteration, with the network trained so far; a second one raises KeyboardInterrupt at once.
+    A model handed over in evaluation mode is trained in training mode and handed back as it was.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or range, before any step.
+        FloatingPointError: the loss is no longer finite; the learning rate is too high.
+
+    References: Goodfellow et al., ICLR 2015; Madry et al., ICLR 2018, for `attack`.
+    """
+    _check(model, batches, epochs, lr, momentum, attack)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    history = History()
+    monitor = monitor or _Silent()
+    was_training = model.training
+    if not was_training:
+        model.train()
+    try:
+        with _stop_on_interrupt(monitor):
+            monitor.start(epochs, len(batches))
+            for _ in range(epochs):
+                history.stopped = _epoch(model, batches, optimizer, attack, monitor, history)
+                if history.stopped:
+                    break
+                if evaluate is not None:
+                    with evaluation_mode(model):
+                        for name, value in evaluate(model).items():
+                            history.metrics.setdefault(name, []).append(value)
+    finally:
+        optimizer.zero_grad()
+        if not was_training:
+            model.eval()
+        monitor.finish(history)
+    return history
+
+
+def _epoch(
+    model: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    attack: Attack | None,
+    monitor: TrainingMonitor,
+    history: History,
+) -> bool:
+    """Train for one pass, add its losses to `history`, and say whether a stop was asked for."""
+    losses = []
+    for x, y in batches:
+        if monitor.stop_requested:
+            break
+        if attack is not None:
+            x = attack(model, x, y)
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        monitor.step(losses[-1])
+    if losses:  # read once an epoch: each read makes a GPU wait
+        history.loss += torch.stack(losses).tolist()
+        if not torch.isfinite(losses[-1]):
+            raise FloatingPointError(f"the loss became {history.loss[-1]}: lower the learning rate")
+    return monitor.stop_requested
+
+
+class _Silent:
+    """The monitor of a caller who wants none."""
+
+    stop_requested = False
+
+    def start(self, epochs: int, iterations: int) -> None:
+        pass
+
+    def step(self, loss: Tensor) -> None:
+        pass
+
+    def finish(self, history: History) -> None:
+        pass
+
+
+@contextmanager
+def _stop_on_interrupt(monitor: TrainingMonitor) -> Iterator[None]:
+    """Turn the first SIGINT into a request to stop; the second finds the old handler back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signal handlers
+        return
+
+    def request_stop(signum: int, frame: FrameType | None) -> None:
+        monitor.stop_requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _check(model: Any, batches: Any, epochs: Any, lr: Any, momentum: Any, attack: Any) -> None:
+    check_model(model)
+    check_count("epochs", epochs)
+    check_number("lr", lr)
+    check_number("momentum", momentum)
+    if attack is not None and not callable(attack):
+        raise TypeError(f"attack must be callable, got {type(attack).__name__}")
+    if not isinstance(batches, Batches):
+        raise TypeError(f"batches must be advlib.Batches, got {type(batches).__name__}")
+    check_images(batches.x)
+    check_labels(batches.y, batches.x)
+    with evaluation_mode(model):
+        check_logits(model, batches.x, batches.y)
