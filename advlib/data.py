@@ -14,7 +14,7 @@ from torch import Tensor
 
 from advlib.runtime import check_count, check_images, check_labels, pick_device
 
-DIGITS_SHA256 = "86e7e0d3bf41bf93aa59d970872e1b5644974bdd2a7bb28045de014a3fa2587e"
+DIGITS_SHA256 = "6b971eb6a84e7d9d612b2f0c36d5f8a3045ef6043bb9d74732fd65f7829f1e2e"
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
