@@ -1,0 +1,58 @@
+# make book, make test: each makes .venv and installs what it needs on the first run.
+# In an environment of your own (conda): make book VENV="$CONDA_PREFIX"
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.advlib-installed
+
+.PHONY: help book test lint results lab clean
+
+help: ## say what there is to make
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+
+# Runs when pyproject.toml has changed since the last installation.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "== install: advlib and its tools into $(VENV) (several minutes, several GB: it contains PyTorch)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+# Old pages and doctrees go first: an incremental build would not repeat their warnings. The
+# execution cache stays; book/_ext/book_ext.py keys it by what the chapters compute with.
+book: $(STAMP) ## execute the chapters and build the site, into _build/html
+	@echo "== book: execute the chapters and write the pages (any warning is an error)"
+	@rm -rf _build/html _build/.doctrees _build/jupyter_execute
+	$(BIN)/jupyter-book build . -n -W --keep-going
+	@echo "== book: check the pages for tracebacks, broken links and undescribed pictures"
+	$(BIN)/python book/_ext/check_html.py _build/html
+	@echo "== book: done, open _build/html/index.html"
+
+test: lint ## lint, unit tests, then every chapter's cells
+	@echo "== test: unit tests"
+	$(BIN)/python -m pytest tests
+	@echo "== test: every code cell of every chapter, through nbval"
+	$(BIN)/python -m pytest book
+	@echo "== test: passed"
+
+lint: $(STAMP) ## ruff and mypy
+	@echo "== lint: ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "== lint: mypy"
+	$(BIN)/mypy
+
+results: $(STAMP) ## train and attack again for the book's numbers, into book/results.json and README.md
+	@echo "== results: three seeds of both networks, both protocols"
+	$(BIN)/python -m advlib results
+	$(BIN)/python tools/readme_table.py
+
+lab: $(STAMP) ## open the chapters in JupyterLab
+	@echo "== lab: right-click a chapter, Open With, Notebook"
+	$(BIN)/jupyter lab --ServerApp.root_dir=book
+
+clean: ## remove the built site and its caches (not the environment)
+	@echo "== clean: _build and tool caches"
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

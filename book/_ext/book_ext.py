@@ -1,0 +1,162 @@
+"""The book's own Sphinx extension: what the configuration file cannot say.
+
+It finds out which repository this is (so that a fork's book opens the fork's notebooks), keys the
+execution cache by the package, writes the notebooks, points the page's buttons at them, and warns
+about figures without a description.
+"""
+
+import hashlib
+import os
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from notebooks import find_commit, find_slug, notebook_path, read_book, write_notebooks
+from plain_inline import UnknownMyst, site_url
+from plain_markdown import running_time
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+COLAB = "https://colab.research.google.com/github"
+LOG = logging.getLogger(__name__)
+
+
+def cache_key(root: Path) -> str:
+    """A short hash of what chapters compute with: the package, its data, the results, PyTorch."""
+    digest = hashlib.sha256()
+    try:
+        digest.update(version("torch").encode())
+    except PackageNotFoundError:
+        digest.update(b"no torch")
+    package = root / "advlib"
+    files = [*package.rglob("*.py"), *package.rglob("*.npz"), root / "book" / "results.json"]
+    for path in sorted(path for path in files if path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def configure(app: Sphinx, config: Config) -> None:
+    """Settle what depends on the repository, before myst-nb and the theme read it."""
+    root = Path(app.srcdir)
+    slug = find_slug(root, dict(os.environ))
+    config.book_slug = slug
+    config.nb_execution_cache_path = str(
+        Path(app.outdir).parent / ".jupyter_cache" / cache_key(root)
+    )
+    # YAML has no tuples, and Sphinx compares with tuples.
+    config.nitpick_ignore = [tuple(pair) for pair in config.nitpick_ignore]
+    options = config.html_theme_options
+    for button in ("use_repository_button", "use_edit_page_button", "use_issues_button"):
+        options[button] = slug is not None
+    options["repository_url"] = f"https://github.com/{slug}" if slug else ""
+    options["repository_branch"] = os.environ.get("GITHUB_REF_NAME") or "main"
+    config.html_baseurl = config.ogp_site_url = site_url(slug)
+    config.notfound_urls_prefix = re.sub(r"^https://[^/]*", "", site_url(slug)) or None
+
+
+def make_notebooks(app: Sphinx) -> None:
+    """Write the notebooks before anything is executed, so that a fault in a chapter shows early."""
+    root = Path(app.srcdir)
+    app.book = read_book(root, app.config.book_slug, find_commit(root, dict(os.environ)))
+    if app.builder.format != "html":
+        return
+    try:
+        written = write_notebooks(app.book, Path(app.outdir))
+    except UnknownMyst as fault:
+        raise ExtensionError(f"cannot turn the chapters into notebooks:\n{fault}") from fault
+    LOG.info("wrote %d notebooks", len(written))
+
+
+def colab_url(slug: str, name: str) -> str:
+    """The address that opens a chapter's published notebook in Colab."""
+    return f"{COLAB}/{slug}/blob/gh-pages/{notebook_path(name)}"
+
+
+def set_buttons(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Give a chapter's page a Colab button (with a slug) and the clean notebook as its download.
+
+    The theme's own Colab button would open the Markdown source, which Colab cannot run.
+    """
+    if pagename not in app.book.chapters:
+        return
+    buttons = context["header_buttons"]
+    for group in buttons:
+        if group.get("label") == "download-buttons":
+            download = {
+                "type": "link",
+                "url": context["pathto"](notebook_path(pagename), 1),
+                "text": ".ipynb",
+                "icon": "fas fa-code",
+                "tooltip": "Download notebook file",
+                "label": "download-notebook-button",
+            }
+            kept = [b for b in group["buttons"] if b.get("label") != download["label"]]
+            group["buttons"] = [download, *kept]
+    if app.config.book_slug:
+        buttons.insert(
+            0,
+            {
+                "type": "link",
+                "url": colab_url(app.config.book_slug, pagename),
+                "text": "Colab",
+                "icon": "_static/images/logo_colab.png",
+                "tooltip": "Open this chapter in Colab",
+                "label": "colab-button",
+            },
+        )
+
+
+def check_alt_texts(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Warn about every image whose description is missing or is a file name."""
+    for image in doctree.findall(nodes.image):
+        alt = image.get("alt", "").strip()
+        if not described(alt):
+            LOG.warning(
+                "image %s has no alt text (found %r): set mystnb: {image: {alt: ...}} on its cell",
+                image.get("uri"),
+                alt,
+                location=image if image.source else docname,
+                type="book",
+                subtype="alt",
+            )
+
+
+def described(alt: str) -> bool:
+    """Whether an alt text is words, and not empty or a file name."""
+    return bool(alt.strip()) and not re.fullmatch(r"\S*\.\w{3,4}", alt.strip())
+
+
+class ChapterBadges(SphinxDirective):
+    """{chapter-badges}: the Colab link and the expected minutes (`:cpu:`, `:gpu:`)."""
+
+    option_spec = {"cpu": directives.unchanged, "gpu": directives.unchanged}  # noqa: RUF012
+
+    def run(self) -> list[nodes.Node]:
+        """One paragraph."""
+        line = nodes.paragraph(classes=["chapter-badges"])
+        if slug := self.config.book_slug:
+            url = colab_url(slug, self.env.docname)
+            badge = nodes.reference("", "Open in Colab", refuri=url, classes=["badge-colab"])
+            line += [badge, nodes.Text(" ")]
+        line += nodes.Text(running_time(self.options))
+        return [line]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect everything. Priorities: before the theme and myst-nb (100), after the theme (600)."""
+    app.add_config_value("book_slug", None, "env", [str, type(None)])
+    app.add_directive("chapter-badges", ChapterBadges)
+    app.connect("config-inited", configure, priority=100)
+    app.connect("builder-inited", make_notebooks)
+    app.connect("html-page-context", set_buttons, priority=600)
+    app.connect("doctree-resolved", check_alt_texts)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
