@@ -88,7 +88,7 @@ def bim(
 ) -> Tensor:
     """Basic iterative method: `steps` sign steps of size `alpha`, each projected back.
 
-    After every step the image is projected onto the ball |x_adv - x| <= eps and onto `bounds`;
+    After every step the image is projected onto the eps-ball around `x` and onto `bounds`;
     the random start lies inside both. `bounds=None` leaves the pixel range open.
 
     Reference: Kurakin et al., 2017, arXiv:1607.02533.
@@ -156,8 +156,9 @@ def pgd(
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        # copies, because a tensor made in inference mode can take no part in a gradient
+        x, y = x.detach().clone().requires_grad_(), y.clone()
         loss = F.cross_entropy(model(x), y, reduction="sum")
         # grad, not backward: parameter gradients are neither computed nor touched
         return torch.autograd.grad(loss, x)[0]
@@ -191,4 +192,4 @@ def _budget(name: str, value: Any, x: Tensor) -> float | Tensor:
 
 
 def _rows(value: float | Tensor, rows: Tensor) -> float | Tensor:
-    return value[rows] if isinstance(value, Tensor) else value
+    return value[rows.to(value.device)] if isinstance(value, Tensor) else value

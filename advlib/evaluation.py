@@ -13,6 +13,7 @@ from advlib.runtime import (
     check_labels,
     check_logits,
     check_model,
+    check_number,
     evaluation_mode,
 )
 
@@ -26,6 +27,7 @@ def predict(model: nn.Module, x: Tensor, *, batch_size: int = 100) -> Tensor:
     check_images(x)
     check_count("batch_size", batch_size)
     with evaluation_mode(model), torch.no_grad():
+        check_logits(model, x)
         return torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
 
 
@@ -48,11 +50,18 @@ def correct(
         raise TypeError(f"attack must be callable, got {type(attack).__name__}")
     results = []
     with evaluation_mode(model):
-        for x, y in batches:
+        for batch in batches:
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                raise TypeError("batches must yield pairs (x, y): wrap x and y in advlib.Batches")
+            x, y = batch
             check_images(x)
             check_labels(y, x)
             check_logits(model, x, y)
             x_adv = x if attack is None else attack(model, x, y)
+            if x_adv.shape != x.shape:
+                raise ValueError(f"attack must return shape {x.shape}, got {x_adv.shape}")
+            if not x_adv.isfinite().all():
+                raise ValueError("attack must return finite images, got NaN or infinity")
             with torch.no_grad():
                 results.append(model(x_adv).argmax(1) == y)
     if not results:
@@ -68,8 +77,8 @@ def accuracy(
 ) -> float:
     """Fraction of all images that `model` gets right, under `attack` if one is given.
 
-    Correct images are counted over all batches and divided once; images that were wrong before
-    the attack count as wrong. Arguments and errors as in `correct`.
+    Correct images are counted over all batches and divided once, by the number of all images:
+    those that were wrong before the attack are not left out. Arguments and errors as in `correct`.
     """
     return _mean(correct(model, batches, attack=attack))
 
@@ -83,12 +92,17 @@ def robust_accuracy(
     """Fraction of images that `model` gets right unattacked and under every one of `attacks`.
 
     The worst case is taken image by image, so it is at most the lowest of the accuracies.
-    `batches` must come in the same order each time. Arguments and errors as in `correct`.
+    `batches` is gone through once. Arguments and errors as in `correct`.
     """
-    survives = correct(model, batches)
-    for attack in attacks:
-        survives &= correct(model, batches, attack=attack)
-    return _mean(survives)
+    if not isinstance(attacks, Sequence):
+        raise TypeError(f"attacks must be a list of attacks, got {type(attacks).__name__}")
+    survives = []
+    for batch in batches:
+        tests = [correct(model, [batch], attack=attack) for attack in (None, *attacks)]
+        survives.append(torch.stack(tests).all(0))
+    if not survives:
+        raise ValueError("batches must hold at least one batch")
+    return _mean(torch.cat(survives))
 
 
 def _mean(right: Tensor) -> float:
@@ -104,6 +118,7 @@ def wilson_interval(successes: int, total: int, *, z: float = 1.96) -> tuple[flo
     """
     check_count("total", total)
     check_count("successes", successes, minimum=0)
+    check_number("z", z)
     if successes > total:
         raise ValueError(f"successes must be at most total ({total}), got {successes}")
     p = successes / total

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from advlib.runtime import check_count, default_generator
+from advlib.runtime import check_count, check_number, default_generator
 
 
 class Normalize(nn.Module):
@@ -22,6 +22,11 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take one mean and one positive deviation per channel."""
         super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, Sequence) or not values:
+                raise TypeError(f"{name} must hold one number per channel, got {values!r}")
+            for value in values:
+                check_number(name, value, minimum=-float("inf"))
         if len(mean) != len(std):
             raise ValueError(f"std must have one value per mean, got {len(std)} for {len(mean)}")
         if min(std) <= 0:

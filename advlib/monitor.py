@@ -71,7 +71,7 @@ class FigureMonitor:
         total = self.epochs * self.iterations
         elapsed = time.monotonic() - self.started
         remaining = elapsed / max(self.done, 1) * (total - self.done)
-        epoch = min(self.done // max(self.iterations, 1) + 1, self.epochs)
+        epoch = max(1, -(-self.done // max(self.iterations, 1)))  # rounded up: the one under way
         loss = f"{self.losses[-1].item():.4f}" if self.losses else "-"
         return (
             f"epoch {epoch} of {self.epochs}, iteration {self.done} of {total}, loss {loss}, "
@@ -142,10 +142,18 @@ class NotebookMonitor(FigureMonitor):
     def finish(self, history: "History") -> None:
         """Put the final figure in the place of the widgets, so that none are left behind."""
         self.handle.update(_figure(history.loss, self.iterations))
-        self.box.close()
+        _close(self.box)
 
     def _request_stop(self, button: Any) -> None:
         self.stop_requested = True
+
+
+def _close(widget: Any) -> None:
+    """Close a widget with its children, layout and style, so that none stays in the kernel."""
+    parts = [getattr(widget, name, None) for name in ("layout", "style")]
+    for part in (*getattr(widget, "children", ()), *filter(None, parts)):
+        _close(part)
+    widget.close()
 
 
 def _figure(losses: list[float], iterations: int) -> Any:

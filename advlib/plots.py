@@ -33,7 +33,7 @@ def show_images(
 
     One channel is drawn with the colour map `colour` between `limits`; three are drawn as RGB.
     """
-    check_images(x)
+    _check_pictures(x)
     check_count("columns", columns)
     if titles is not None and len(titles) != len(x):
         raise ValueError(f"titles must have one entry per image ({len(x)}), got {len(titles)}")
@@ -49,8 +49,9 @@ def show_predictions(
     model: nn.Module, x: Tensor, y: Tensor, *, columns: int = 4, classes: Sequence[str] = ()
 ) -> "Figure":
     """Show each image under what `model` takes it for: ✓ and blue if right, ✗ and red if wrong."""
-    check_images(x)
+    _check_pictures(x)
     check_labels(y, x)
+    check_count("columns", columns)
     predictions = predict(model, x).tolist()
     axes, figure = _grid(len(x), columns)
     pairs = zip(axes, x.detach().cpu(), predictions, y.tolist(), strict=False)
@@ -67,7 +68,10 @@ def show_gradients(x: Tensor, gradients: Mapping[str, Tensor]) -> "Figure":
 
     Each gradient is scaled by its own largest entry: red raises the loss, blue lowers it.
     """
-    check_images(x)
+    _check_pictures(x, channels=(1,))
+    for name, gradient in gradients.items():
+        if gradient.shape != x.shape:
+            raise ValueError(f"gradients[{name!r}] must have the shape of x, got {gradient.shape}")
     figure, axes = _subplots(
         1 + len(gradients), len(x), figsize=(1.1 * len(x) + 0.8, 1.25 * (1 + len(gradients)))
     )
@@ -82,7 +86,7 @@ def show_gradients(x: Tensor, gradients: Mapping[str, Tensor]) -> "Figure":
 
 def loss_curve(losses: Sequence[float], iterations_per_epoch: int = 1) -> "Figure":
     """Show the loss of each iteration and its mean over each epoch, against the epoch."""
-    figure, axis = _subplots(figsize=(6, 3))
+    figure, axis = _single(figsize=(6, 3))
     per_epoch = max(iterations_per_epoch, 1)
     epochs = [(i + 1) / per_epoch for i in range(len(losses))]
     axis.plot(epochs, losses, color=BLUE, alpha=0.35, linewidth=0.8, label="each iteration")
@@ -109,7 +113,7 @@ def accuracy_curves(
     for name, line in accuracies.items():
         if len(line) != len(values):
             raise ValueError(f"accuracies[{name!r}] must have {len(values)} values")
-    figure, axis = _subplots(figsize=(6, 3.4))
+    figure, axis = _single(figsize=(6, 3.4))
     for i, (name, line) in enumerate(accuracies.items()):
         colour, marker, style = SERIES[i % len(SERIES)]
         axis.plot(values, line, color=colour, marker=marker, linestyle=style, label=name)
@@ -125,12 +129,15 @@ def confusion_matrix(
     predictions: Tensor, y: Tensor, *, classes: Sequence[str] | None = None
 ) -> "Figure":
     """Count what each class is taken for; the diagonal, which is right, is left pale."""
+    if predictions.ndim != 1 or predictions.shape != y.shape:
+        given = f"{tuple(predictions.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"predictions and y must have the same shape (n,), got {given}")
     names = classes or [str(i) for i in range(int(max(y.max(), predictions.max())) + 1)]
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     counts.index_put_((y.cpu(), predictions.cpu()), torch.tensor(1), accumulate=True)
     wrong = counts.clone().fill_diagonal_(0)
-    figure, axis = _subplots(figsize=(5, 4.6))
-    axis.imshow(wrong, cmap="Oranges", vmax=max(int(wrong.max()), 1) * 1.6)
+    figure, axis = _single(figsize=(5, 4.6))
+    axis.imshow(wrong.numpy(), cmap="Oranges", vmax=max(int(wrong.max()), 1) * 1.6)
     for i, row in enumerate(counts.tolist()):
         for j, count in enumerate(row):
             if count:
@@ -141,13 +148,35 @@ def confusion_matrix(
     return figure
 
 
+def linear_margin(w: Tensor, b: float, x: Tensor, *, eps: float) -> "Figure":
+    """Draw a linear model on two pixels, the eps-square around `x`, and its worst corner."""
+    from matplotlib.patches import Rectangle
+
+    if w.shape != (2,) or x.shape != (2,):
+        raise ValueError(f"w and x must have shape (2,), got {tuple(w.shape)} and {tuple(x.shape)}")
+    figure, axis = _single(figsize=(4.6, 4.2))
+    side = torch.linspace(0, 1, 101)
+    margin = w[0] * side[None, :] + w[1] * side[:, None] + b
+    axis.contourf(side, side, margin, levels=[0, 1e9], colors=[BLUE], alpha=0.12)
+    axis.contour(side, side, margin, levels=[0], colors="black")
+    centre, low, corner = (tuple(p.tolist()) for p in (x, x - eps, x - eps * w.sign()))
+    axis.add_patch(Rectangle(low, 2 * eps, 2 * eps, fill=False, color=BLUE, linewidth=2))
+    _arrow(axis, centre, corner, RED, "-")
+    axis.plot(*centre, "ko")
+    axis.plot(*corner, color=RED, marker="X", markersize=10)
+    axis.text(0.97, 0.03, "right side", ha="right", color=BLUE)
+    axis.text(0.03, 0.95, "wrong side", color=RED)
+    axis.set(xlabel="pixel 1", ylabel="pixel 2", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    return figure
+
+
 def projection_picture(eps: float = 0.1, alpha: float = 0.06, steps: int = 4) -> "Figure":
     """Draw BIM in two pixels: each step leaves the eps-square, each projection brings it back."""
     from matplotlib.patches import Rectangle
 
-    figure, axis = _subplots(figsize=(4.6, 4.2))
+    figure, axis = _single(figsize=(4.6, 4.2))
     axis.add_patch(Rectangle((-eps, -eps), 2 * eps, 2 * eps, fill=False, color=BLUE, linewidth=2))
-    signs = [(1, 1), (1, 1), (1, -1), (1, 1)]
+    signs = [(1, 1), (1, -1), (1, 1), (-1, 1)]
     point = (0.0, 0.0)
     for k in range(steps):
         sign = signs[k % len(signs)]
@@ -160,13 +189,13 @@ def projection_picture(eps: float = 0.1, alpha: float = 0.06, steps: int = 4) ->
     axis.plot(0, 0, "ko")
     axis.plot(*point, "k*", markersize=12)
     axis.annotate("x", (0, 0), textcoords="offset points", xytext=(-12, -12))
-    axis.annotate("$x_{adv}$", point, textcoords="offset points", xytext=(8, -4))
+    axis.annotate("$x_{adv}$", point, textcoords="offset points", xytext=(-34, 8))
     axis.plot([], [], color=RED, label="step along the sign")
     axis.plot([], [], color=GREEN, linestyle=":", label="projection")
     axis.plot([], [], color=BLUE, label=r"eps-ball: $|x_{adv}-x| \leq$ eps")
     axis.set(xlabel="change of pixel 1", ylabel="change of pixel 2", aspect="equal")
-    axis.set(xlim=(-1.3 * eps, 1.9 * eps), ylim=(-1.3 * eps, 2.6 * eps))
-    axis.legend(frameon=False, loc="upper left", fontsize=8)
+    axis.set(xlim=(-1.4 * eps, 1.9 * eps), ylim=(-1.4 * eps, 1.6 * eps))
+    figure.legend(frameon=False, loc="outside lower center", fontsize=9)
     return figure
 
 
@@ -189,20 +218,30 @@ def _grid(images: int, columns: int) -> "tuple[list[Axes], Figure]":
 def _draw(axis: "Axes", image: Tensor, limits: tuple[float, float], colour: str) -> None:
     axis.axis("off")
     if len(image) == 3:
-        axis.imshow(image.permute(1, 2, 0))
+        axis.imshow(image.float().permute(1, 2, 0).numpy())
     else:
-        axis.imshow(image[0], cmap=colour, vmin=limits[0], vmax=limits[1])
+        axis.imshow(image[0].float().numpy(), cmap=colour, vmin=limits[0], vmax=limits[1])
 
 
-def _subplots(rows: int = 1, columns: int = 1, **options: Any) -> Any:
+def _single(**options: Any) -> "tuple[Figure, Axes]":
+    figure, axes = _subplots(1, 1, **options)
+    axes[0, 0].spines[["top", "right"]].set_visible(False)
+    return figure, axes[0, 0]
+
+
+def _subplots(rows: int, columns: int, **options: Any) -> Any:
     """Make a figure that pyplot does not keep: it is shown as a cell's value, once."""
     import matplotlib.pyplot as plt
 
-    single = rows == columns == 1
     figure, axes = plt.subplots(
-        rows, columns, squeeze=single, layout="constrained", dpi=110, **options
+        rows, columns, squeeze=False, layout="constrained", dpi=110, **options
     )
     plt.close(figure)
-    if single:
-        axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _check_pictures(x: Any, channels: Sequence[int] = (1, 3)) -> None:
+    check_images(x)
+    if x.ndim != 4 or x.shape[1] not in channels:
+        allowed = " or ".join(map(str, channels))
+        raise ValueError(f"x must have shape (n, {allowed}, h, w), got {tuple(x.shape)}")

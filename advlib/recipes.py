@@ -13,7 +13,7 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -150,7 +150,7 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
     found: dict[str, Any] = {
         "seeds": list(seeds),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
-        if pick_device(device).type == "cpu"
+        if pick_device(device).type != "cuda"
         else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "printed": {},
@@ -161,8 +161,12 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
     for protocol, kind, recipe, tests in protocols():
         rows: dict[str, list[float]] = {name: [] for name in tests}
         for seed in seeds:
-            net = train(Recipe(**asdict(recipe) | {"seed": seed}), device=device)[0]
+            net, history = train(replace(recipe, seed=seed), device=device)
+            if history.stopped:
+                raise KeyboardInterrupt  # half-trained networks have no place in the results
             for name, attack in tests.items():
+                if name == "pgd" and isinstance(attack, partial):  # whatever was drawn before
+                    attack = partial(attack, generator=torch.Generator().manual_seed(seed))
                 rows[name].append(accuracy(net, batches, attack=attack))
                 print(f"{protocol} {kind}, seed {seed}, {name}: {rows[name][-1]:.4f}", flush=True)
         found[protocol][kind] = rows
@@ -172,8 +176,7 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
 def protocols() -> list[tuple[str, str, Recipe, dict[str, Attack | None]]]:
     """List (protocol, network, recipe, tests by name): all that `results` measures."""
     unclipped = Recipe(eps=EPS, alpha=1.25 * EPS, bounds=None)
-    seeded_pgd = partial(PGD, generator=torch.Generator().manual_seed(0))
-    corrected: dict[str, Attack | None] = {"clean": None, "bim": BIM, "pgd": seeded_pgd}
+    corrected: dict[str, Attack | None] = {"clean": None, "bim": BIM, "pgd": PGD}
     return [
         ("printed", "standard", STANDARD, {"clean": None, "bim": PRINTED_BIM["standard"]}),
         ("printed", "robust", unclipped, {"clean": None, "bim": PRINTED_BIM["robust"]}),
@@ -211,7 +214,10 @@ def cache_folder() -> Path:
 def _digest(recipe: Recipe) -> str:
     """Digest of all that shapes a trained network: recipe, data, version, and the code itself."""
     parts = [json.dumps(asdict(recipe), sort_keys=True), DIGITS_SHA256, version("advlib")]
-    parts += [inspect.getsource(code) for code in (attacks, data, models, runtime, training, train)]
+    parts += [
+        inspect.getsource(code)
+        for code in (attacks, data, models, runtime, training, Recipe, train)
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 

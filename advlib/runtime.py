@@ -1,5 +1,6 @@
 """Device choice, seeding, evaluation mode, and the argument checks every module shares."""
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def pick_device(name: str | None = None) -> torch.device:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy, torch (all devices) and advlib's own default generator."""
+    check_count("seed", seed, minimum=0)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global state is what the caller asks to seed
     torch.manual_seed(seed)
@@ -49,6 +51,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     The flags come back module by module, also after an error: a BatchNorm layer that its owner
     froze stays frozen in a model that trains.
     """
+    check_model(model)
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -82,7 +85,7 @@ def check_number(name: str, value: Any, minimum: float = 0.0) -> float:
     """Return `value` as a float if it is a finite number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not minimum <= value < float("inf"):
+    if not (math.isfinite(value) and value >= minimum):
         raise ValueError(f"{name} must be finite and at least {minimum:g}, got {value}")
     return float(value)
 
@@ -135,17 +138,21 @@ def check_labels(y: Any, x: Tensor) -> None:
         raise ValueError(f"y must not be negative, got {int(y.min())}")
 
 
-def check_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
+def check_logits(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
     """Run one image through `model`: logits of shape (1, classes), and every label a class.
 
     Call it in evaluation mode.
     """
-    with torch.no_grad():
-        logits = model(x[:1])
+    try:
+        with torch.no_grad():
+            logits = model(x[:1])
+    except (RuntimeError, ValueError) as error:  # another size, type or device than the weights'
+        given = f"{tuple(x.shape)}, {x.dtype}, on {x.device}"
+        raise ValueError(f"x must be images the model takes, got {given}: {error}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model must map (n, ...) to logits (n, classes), got {shape} for n = 1")
-    if y.max() >= logits.shape[1]:
+    if y is not None and y.max() >= logits.shape[1]:
         raise ValueError(
             f"y must be below the model's {logits.shape[1]} classes, got {int(y.max())}"
         )

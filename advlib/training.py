@@ -89,7 +89,7 @@ def fit(
 
     References: Goodfellow et al., ICLR 2015; Madry et al., ICLR 2018, for `attack`.
     """
-    _check(model, batches, epochs, lr, momentum, attack)
+    _check(model, batches, epochs, lr, momentum, attack, evaluate)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     history = History()
     monitor = monitor or _Silent()
@@ -176,13 +176,17 @@ def _stop_on_interrupt(monitor: TrainingMonitor) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _check(model: Any, batches: Any, epochs: Any, lr: Any, momentum: Any, attack: Any) -> None:
+def _check(
+    model: Any, batches: Any, epochs: Any, lr: Any, momentum: Any, attack: Any, evaluate: Any
+) -> None:
     check_model(model)
     check_count("epochs", epochs)
     check_number("lr", lr)
     check_number("momentum", momentum)
     if attack is not None and not callable(attack):
         raise TypeError(f"attack must be callable, got {type(attack).__name__}")
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate must be callable, got {type(evaluate).__name__}")
     if not isinstance(batches, Batches):
         raise TypeError(f"batches must be advlib.Batches, got {type(batches).__name__}")
     check_images(batches.x)

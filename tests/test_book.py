@@ -189,7 +189,8 @@ DIRECTIVES = {
     "```{code-block} python\n:caption: c\nx = 1\n```": "```python\nx = 1\n```",
     "```python\n{ref}`kept`\n```": "```python\n{ref}`kept`\n```",
     "```{chapter-badges}\n:cpu: 2\n:gpu: 1\n```": (
-        "*Runs in about 2 minutes on a CPU, 1 minute on a GPU.*"
+        "*Runs in about 2 minutes on two CPU cores, once the networks are trained; "
+        "1 minute on a GPU.*"
     ),
     "```{table} Four numbers\n| a |\n|---|\n| {eq}`eq-two` |\n```": (
         "*Table 1.1* Four numbers\n\n| a |\n|---|\n| [(2.1)](02_two.ipynb) |"

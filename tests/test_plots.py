@@ -1,0 +1,132 @@
+"""Each figure shows what it was given, and pyplot keeps none of them."""
+
+import warnings
+from functools import partial
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from conftest import images, labels, small_net
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from torch import nn
+
+from advlib import plots, predict
+
+X, Y = images(6), labels(6)
+GRADIENTS = {"standard": X - 0.5, "robust": torch.zeros_like(X)}
+FIGURES = {
+    "images": partial(plots.show_images, X),
+    "one image": partial(plots.show_images, X[:1], ["only"]),
+    "colour images": partial(plots.show_images, images(5, channels=3), list("abcde"), columns=2),
+    "predictions": partial(plots.show_predictions, small_net(), X, Y, classes=list("abc")),
+    "one prediction": partial(plots.show_predictions, small_net(), X[:1], Y[:1]),
+    "colour predictions": partial(
+        plots.show_predictions, small_net(3), images(6, channels=3), Y, columns=3
+    ),
+    "gradients": partial(plots.show_gradients, X, GRADIENTS),
+    "one gradient": partial(plots.show_gradients, X[:1], {"one": X[:1]}),
+    "loss": partial(plots.loss_curve, [2.0, 1.0, 0.5], 2),
+    "no loss": partial(plots.loss_curve, [], 0),
+    "curves": partial(
+        plots.accuracy_curves,
+        [0.0, 0.1],
+        {"standard": [0.9, 0.1], "robust": [0.9, 0.8]},
+        xlabel="eps",
+        intervals={"robust": [(0.8, 1.0), (0.7, 0.9)]},
+    ),
+    "confusion": partial(plots.confusion_matrix, Y, Y.flip(0), classes=list("abc")),
+    "margin": partial(
+        plots.linear_margin, torch.tensor([1.0, -2.0]), 0.5, torch.tensor([0.5, 0.5]), eps=0.1
+    ),
+    "projection": plots.projection_picture,
+}
+
+
+@pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
+def test_every_figure_draws_without_a_warning_and_is_not_kept_by_pyplot(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = make()
+        figure.canvas.draw()
+    assert isinstance(figure, Figure)
+    assert plt.get_fignums() == []
+
+
+def pictures(figure):
+    return [axis.get_images()[0].get_array() for axis in figure.axes if axis.get_images()]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_appear_in_order_with_their_own_pixels_and_titles(channels):
+    x = images(5, channels=channels)
+    figure = plots.show_images(x, list("abcde"), columns=2)
+    for shown, image in zip(pictures(figure), x, strict=True):
+        expected = image[0] if channels == 1 else image.permute(1, 2, 0)
+        torch.testing.assert_close(torch.as_tensor(shown), expected)
+    assert [axis.get_title() for axis in figure.axes] == [*"abcde", ""]
+
+
+def test_right_and_wrong_differ_by_mark_and_by_colour():
+    model = small_net()
+    figure = plots.show_predictions(model, X, Y, classes=list("abc"))
+    right = (predict(model, X) == Y).tolist()
+    assert True in right
+    assert False in right
+    for axis, taken, ok in zip(figure.axes, predict(model, X), right, strict=False):
+        assert axis.get_title() == f"{'abc'[taken]} {'✓' if ok else '✗'}"
+        assert to_hex(axis.title.get_color()).upper() == (plots.BLUE if ok else plots.RED)
+
+
+def test_each_gradient_is_scaled_by_its_own_largest_entry():
+    shown = pictures(plots.show_gradients(X, {"small": 1e-9 * (X - 0.5)}))[6:]
+    for picture in shown:
+        assert abs(picture).max() == pytest.approx(1, abs=1e-3)
+
+
+def test_loss_curve_shows_every_iteration_and_the_mean_of_each_whole_epoch():
+    every, means = plots.loss_curve([4.0, 2.0, 1.0, 0.0, 9.0], 2).axes[0].get_lines()
+    assert list(every.get_xdata()) == [0.5, 1.0, 1.5, 2.0, 2.5]
+    assert list(every.get_ydata()) == [4.0, 2.0, 1.0, 0.0, 9.0]
+    assert list(means.get_ydata()) == [3.0, 0.5]
+
+
+def test_accuracy_curves_differ_by_marker_and_line_style_too():
+    lines = plots.accuracy_curves(
+        [1, 2], {name: [0.1, 0.2] for name in "abcd"}, xlabel="steps"
+    ).axes[0]
+    styles = {(line.get_marker(), line.get_linestyle()) for line in lines.get_lines()}
+    assert len({marker for marker, _ in styles}) == len({style for _, style in styles}) == 4
+
+
+def test_confusion_matrix_has_truth_in_rows_and_predictions_in_columns():
+    figure = plots.confusion_matrix(torch.tensor([1, 1, 1, 0]), torch.tensor([0, 0, 1, 0]))
+    texts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    assert texts == {(0, 0): "1", (1, 0): "2", (1, 1): "1"}  # (column, row)
+    assert pictures(figure)[0].tolist() == [[0, 2], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("x", lambda: plots.show_images(X.tolist())),
+        ("x", lambda: plots.show_images(X.byte())),
+        ("x", lambda: plots.show_images(X[:, 0])),
+        ("x", lambda: plots.show_images(images(channels=2))),
+        ("x", lambda: plots.show_images(X * float("nan"))),
+        ("columns", lambda: plots.show_images(X, columns=0)),
+        ("titles", lambda: plots.show_images(X, ["one"])),
+        ("model", lambda: plots.show_predictions(None, X, Y)),
+        ("model", lambda: plots.show_predictions(nn.Identity(), X, Y)),
+        ("y", lambda: plots.show_predictions(small_net(), X, Y[:2])),
+        ("columns", lambda: plots.show_predictions(small_net(), X, Y, columns=-1)),
+        ("x", lambda: plots.show_gradients(images(channels=3), {})),
+        ("gradients", lambda: plots.show_gradients(X, {"g": X[:2]})),
+        ("accuracies", lambda: plots.accuracy_curves([1, 2], {"a": [0.5]}, xlabel="eps")),
+        ("predictions", lambda: plots.confusion_matrix(Y, Y[:2])),
+    ],
+)
+def test_bad_input_is_named_and_leaves_no_figure(name, call):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}"):
+        call()
+    assert plt.get_fignums() == []
