@@ -58,6 +58,8 @@ def correct(
             check_labels(y, x)
             check_logits(model, x, y)
             x_adv = x if attack is None else attack(model, x, y)
+            if not isinstance(x_adv, Tensor):
+                raise TypeError(f"attack must return a tensor, got {type(x_adv).__name__}")
             if x_adv.shape != x.shape:
                 raise ValueError(f"attack must return shape {x.shape}, got {x_adv.shape}")
             if not x_adv.isfinite().all():

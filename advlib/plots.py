@@ -171,7 +171,7 @@ def linear_margin(w: Tensor, b: float, x: Tensor, *, eps: float) -> "Figure":
 
 
 def projection_picture(eps: float = 0.1, alpha: float = 0.06, steps: int = 4) -> "Figure":
-    """Draw BIM in two pixels: each step leaves the eps-square, each projection brings it back."""
+    """Draw BIM in two pixels: steps along the sign, and projections where one leaves the ball."""
     from matplotlib.patches import Rectangle
 
     figure, axis = _single(figsize=(4.6, 4.2))

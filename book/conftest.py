@@ -5,6 +5,7 @@ from the chapter. Chapters store no outputs, so nothing is compared: a chapter's
 asserts. After a cell that fails, the later cells of the chapter are skipped, for they build on it.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ CELL_TIMEOUT = 1200.0
 def pytest_configure(config: pytest.Config) -> None:
     config.option.nbval_cell_timeout = min(config.option.nbval_cell_timeout, CELL_TIMEOUT)
     config.option.nbval_current_env = True  # this environment's own kernel
+    os.environ.setdefault("ADVLIB_MONITOR", "static")  # the kernels inherit it
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -186,6 +186,7 @@ def test_bad_input_is_named_and_nothing_is_touched(function, name, changes):
         ("batches", lambda: accuracy(small_net(), one_batch())),
         ("batches", lambda: robust_accuracy(small_net(), one_batch(), attacks=[])),
         ("attack", lambda: accuracy(small_net(), [one_batch()], attack=lambda m, x, y: x / 0)),
+        ("attack", lambda: accuracy(small_net(), [one_batch()], attack=lambda m, x, y: None)),
         ("attacks", lambda: robust_accuracy(small_net(), [one_batch()], attacks=same)),
         ("total", lambda: wilson(0, 0)),
         ("total", lambda: wilson(0, 10.0)),

@@ -47,6 +47,7 @@ def configure(app: Sphinx, config: Config) -> None:
     root = Path(app.srcdir)
     slug = find_slug(root, dict(os.environ))
     config.book_slug = slug
+    os.environ.setdefault("ADVLIB_MONITOR", "static")  # the kernels inherit it
     config.nb_execution_cache_path = str(
         Path(app.outdir).parent / ".jupyter_cache" / cache_key(root)
     )
