@@ -6,6 +6,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.advlib-installed
 
+# The C library otherwise returns each layer's buffer to the system and fetches it again: with
+# these an attack takes about a fifth less processor time. Only glibc knows them.
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 4294967296
+
 .PHONY: help book test lint results lab clean
 
 help: ## say what there is to make
