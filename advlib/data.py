@@ -67,7 +67,7 @@ class Batches:
     """Pairs (x, y) cut from tensors that stay on their device; iterate as often as you like.
 
     With `shuffle=True` every pass over it draws a new order from `generator` (by default one of
-    its own, seeded with 0). The last batch holds what is left.
+    its own, seeded with 0). The last batch holds what is left. ::
 
         for x, y in Batches(train.x, train.y, batch_size=100, shuffle=True):
             ...

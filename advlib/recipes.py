@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,14 @@ def standard_net(
     seed: int = 0, *, device: str | None = None, monitor: TrainingMonitor | None = None
 ) -> nn.Sequential:
     """Return the network of standard training, from the cache or freshly trained."""
-    return train(Recipe(seed=seed), device=device, monitor=monitor)[0]
+    return train(replace(STANDARD, seed=seed), device=device, monitor=monitor)[0]
 
 
 def robust_net(
     seed: int = 0, *, device: str | None = None, monitor: TrainingMonitor | None = None
 ) -> nn.Sequential:
     """Return the network of FGSM adversarial training, from the cache or freshly trained."""
-    recipe = Recipe(seed=seed, eps=EPS, alpha=1.25 * EPS)
-    return train(recipe, device=device, monitor=monitor)[0]
+    return train(replace(ROBUST, seed=seed), device=device, monitor=monitor)[0]
 
 
 def train(
@@ -104,7 +103,7 @@ def train(
     A run that is interrupted returns the network trained so far and is not cached.
     """
     target = pick_device(device)
-    path = cache_folder() / f"net-{_digest(recipe)}.pt"
+    path = cache_folder() / f"net-{_digest(recipe, target)}.pt"
     net = digit_net(generator=torch.Generator().manual_seed(recipe.seed))
     history = _load(path, net)
     net = net.to(target)
@@ -117,7 +116,11 @@ def train(
     generator = torch.Generator().manual_seed(recipe.seed)
     watch = Batches(test_set.x[:200], test_set.y[:200])
     held_out = partial(
-        pgd, eps=EPS, alpha=0.02, steps=10, generator=torch.Generator().manual_seed(0)
+        pgd,
+        eps=recipe.eps,
+        alpha=recipe.eps / 5,
+        steps=10,
+        generator=torch.Generator().manual_seed(0),
     )
     history = fit(
         net,
@@ -138,7 +141,10 @@ def train(
         monitor=monitor,
     )
     if not history.stopped:
-        _save(path, net, history)
+        try:
+            _save(path, net, history)
+        except OSError as error:
+            warnings.warn(f"the network was not cached: {error}", stacklevel=2)
     return net, history
 
 
@@ -175,7 +181,7 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
 
 def protocols() -> list[tuple[str, str, Recipe, dict[str, Attack | None]]]:
     """List (protocol, network, recipe, tests by name): all that `results` measures."""
-    unclipped = Recipe(eps=EPS, alpha=1.25 * EPS, bounds=None)
+    unclipped = replace(ROBUST, bounds=None)
     corrected: dict[str, Attack | None] = {"clean": None, "bim": BIM, "pgd": PGD}
     return [
         ("printed", "standard", STANDARD, {"clean": None, "bim": PRINTED_BIM["standard"]}),
@@ -211,14 +217,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ADVLIB_CACHE") or Path.home() / ".cache" / "advlib")
 
 
-def _digest(recipe: Recipe) -> str:
-    """Digest of all that shapes a trained network: recipe, data, version, and the code itself."""
-    parts = [json.dumps(asdict(recipe), sort_keys=True), DIGITS_SHA256, version("advlib")]
-    parts += [
-        inspect.getsource(code)
-        for code in (attacks, data, models, runtime, training, Recipe, train)
-    ]
+def _digest(recipe: Recipe, device: torch.device) -> str:
+    """Digest of what shapes a trained network: recipe, data, versions, device kind, the code."""
+    settings = json.dumps(asdict(recipe), sort_keys=True)
+    versions = [version("advlib"), torch.__version__, device.type]
+    parts = [settings, DIGITS_SHA256, *versions, _code()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+@cache
+def _code() -> str:
+    """Source of what trains a network, as it was when this process first asked."""
+    pieces = (attacks, data, models, runtime, training, Recipe, train)
+    return "\n".join(inspect.getsource(piece) for piece in pieces)
 
 
 def _save(path: Path, net: nn.Module, history: History) -> None:
@@ -227,15 +238,16 @@ def _save(path: Path, net: nn.Module, history: History) -> None:
     torch.save({"net": net.state_dict(), "history": asdict(history)}, content)
     payload = content.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
             file.write(hashlib.sha256(payload).digest() + payload)
             file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+            os.fsync(handle)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _load(path: Path, net: nn.Module) -> History | None:

@@ -38,6 +38,8 @@ def pick_device(name: str | None = None) -> torch.device:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy, torch (all devices) and advlib's own default generator."""
     check_count("seed", seed, minimum=0)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed}")
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global state is what the caller asks to seed
     torch.manual_seed(seed)
@@ -146,6 +148,8 @@ def check_logits(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
     try:
         with torch.no_grad():
             logits = model(x[:1])
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:  # another size, type or device than the weights'
         given = f"{tuple(x.shape)}, {x.dtype}, on {x.device}"
         raise ValueError(f"x must be images the model takes, got {given}: {error}") from error

@@ -70,7 +70,7 @@ def fit(
 
     Args:
         model: maps images (n, c, h, w) in [0, 1] to logits (n, classes).
-        batches: the training set, cut and shuffled.
+        batches: the training set, cut and shuffled; a `Batches`, so that it is checked first.
         epochs: passes over `batches`.
         lr: learning rate.
         momentum: of SGD.
@@ -100,8 +100,8 @@ def fit(
         with _stop_on_interrupt(monitor):
             monitor.start(epochs, len(batches))
             for _ in range(epochs):
-                history.stopped = _epoch(model, batches, optimizer, attack, monitor, history)
-                if history.stopped:
+                if _epoch(model, batches, optimizer, attack, monitor, history):
+                    history.stopped = len(history.loss) < epochs * len(batches)
                     break
                 if evaluate is not None:
                     with evaluation_mode(model):
@@ -160,7 +160,7 @@ class _Silent:
 
 @contextmanager
 def _stop_on_interrupt(monitor: TrainingMonitor) -> Iterator[None]:
-    """Turn the first SIGINT into a request to stop; the second finds the old handler back."""
+    """Turn the first SIGINT into a request to stop; the second one raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set signal handlers
         return
@@ -172,8 +172,8 @@ def _stop_on_interrupt(monitor: TrainingMonitor) -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, request_stop)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    finally:  # None: the handler before ours was not set from Python, and can't be put back
+        signal.signal(signal.SIGINT, signal.default_int_handler if previous is None else previous)
 
 
 def _check(
