@@ -78,7 +78,7 @@ def show_gradients(x: Tensor, gradients: Mapping[str, Tensor]) -> "Figure":
     for axis, image in zip(axes[0], x.detach().cpu(), strict=True):
         _draw(axis, image, (0.0, 1.0), "gray")
     for row, (name, gradient) in zip(axes[1:], gradients.items(), strict=True):
-        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", size=14)
         for axis, image in zip(row, gradient.detach().cpu(), strict=True):
             _draw(axis, image / image.abs().max().clamp_min(1e-12), (-1.0, 1.0), "RdBu_r")
     return figure

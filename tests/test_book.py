@@ -602,6 +602,13 @@ def test_chapter_has_every_section(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
+def test_code_fits_the_width_of_a_page(name: str) -> None:
+    source = jupytext.read(ROOT / f"{name}.md", fmt="md:myst")
+    lines = [line for c in source.cells if c.cell_type == "code" for line in c.source.split("\n")]
+    assert [line for line in lines if len(line) > 78] == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_chapter_has_three_exercises_with_folded_solutions(name: str) -> None:
     source = jupytext.read(ROOT / f"{name}.md", fmt="md:myst")
     text = "\n\n".join(cell.source for cell in source.cells if cell.cell_type == "markdown")
