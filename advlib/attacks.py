@@ -13,9 +13,9 @@ All raise TypeError or ValueError naming the argument before any work is done.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advlib import engine
 from advlib.runtime import (
     Bounds,
     check_bounds,
@@ -37,7 +37,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """
     _check(model, x, y)
     with evaluation_mode(model):
-        return _gradient(model, x, y)
+        return engine.gradient(model, x, y)
 
 
 def fgsm(
@@ -83,6 +83,7 @@ def bim(
     steps: int,
     random_start: bool = False,
     targeted: bool = False,
+    early_exit: bool = False,
     bounds: Bounds = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -90,6 +91,10 @@ def bim(
 
     After every step the image is projected onto the eps-ball around `x` and onto `bounds`;
     the random start lies inside both. `bounds=None` leaves the pixel range open.
+
+    With `early_exit=True` an image stays as it is from the moment it is broken (misclassified, or
+    on target), which saves its further steps. That is all an accuracy needs to know, and it is
+    the stronger test: without it an image may be broken on the way and right again at the end.
 
     Reference: Kurakin et al., 2017, arXiv:1607.02533.
     """
@@ -101,9 +106,37 @@ def bim(
     with evaluation_mode(model):
         if random_start:
             x_adv = _project(x + eps * uniform(x, generator), x, eps, bounds)
+        if early_exit:
+            return _until_broken(model, x, x_adv, y, eps, alpha, steps, targeted, bounds)
         for _ in range(steps):
-            step = alpha * _gradient(model, x_adv, y).sign()
+            step = alpha * engine.gradient(model, x_adv, y).sign()
             x_adv = _project(x_adv + uphill * step, x, eps, bounds)
+    return x_adv
+
+
+def _until_broken(
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    eps: float | Tensor,
+    alpha: float | Tensor,
+    steps: int,
+    targeted: bool,
+    bounds: Bounds,
+) -> Tensor:
+    """The loop of `bim` from `x_adv` on, for the images that are still standing at each step."""
+    x_adv = x_adv.clone()
+    uphill = -1 if targeted else 1
+    standing = torch.arange(len(x), device=x.device)
+    for _ in range(steps):
+        scores, gradient = engine.logits_and_gradient(model, x_adv[standing], y[standing])
+        still = ~_is_broken(scores, y[standing], targeted)
+        standing, gradient = standing[still], gradient[still]
+        if len(standing) == 0:
+            break
+        here, step = x_adv[standing], _rows(alpha, standing) * gradient.sign()
+        x_adv[standing] = _project(here + uphill * step, x[standing], _rows(eps, standing), bounds)
     return x_adv
 
 
@@ -118,6 +151,7 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     targeted: bool = False,
+    early_exit: bool = False,
     bounds: Bounds = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -125,6 +159,7 @@ def pgd(
 
     An image that some restart broke is returned as that restart left it; an image that none
     broke, as the last restart left it. Only images still standing are attacked again.
+    `early_exit` is that of `bim`.
 
     Reference: Madry et al., ICLR 2018, arXiv:1706.06083.
     """
@@ -144,24 +179,22 @@ def pgd(
             steps=steps,
             random_start=random_start,
             targeted=targeted,
+            early_exit=early_exit,
             bounds=bounds,
             generator=generator,
         )
-        with evaluation_mode(model), torch.no_grad():
-            hit = model(x_adv[standing]).argmax(1) == y[standing]
-        standing = standing[~hit if targeted else hit]
+        with evaluation_mode(model):
+            scores = engine.logits(model, x_adv[standing])
+        standing = standing[~_is_broken(scores, y[standing], targeted)]
         if len(standing) == 0:
             break
     return x_adv
 
 
-def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
-        # copies, because a tensor made in inference mode can take no part in a gradient
-        x, y = x.detach().clone().requires_grad_(), y.clone()
-        loss = F.cross_entropy(model(x), y, reduction="sum")
-        # grad, not backward: parameter gradients are neither computed nor touched
-        return torch.autograd.grad(loss, x)[0]
+def _is_broken(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    """Whether the attack has what it wants of each image, bool (n,)."""
+    hit = logits.argmax(1) == y
+    return hit if targeted else ~hit
 
 
 def _project(x_adv: Tensor, x: Tensor, eps: float | Tensor, bounds: Bounds) -> Tensor:

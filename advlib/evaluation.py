@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from advlib import engine
 from advlib.runtime import (
     Attack,
     check_count,
@@ -26,9 +27,9 @@ def predict(model: nn.Module, x: Tensor, *, batch_size: int = 100) -> Tensor:
     check_model(model)
     check_images(x)
     check_count("batch_size", batch_size)
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model):
         check_logits(model, x)
-        return torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
+        return torch.cat([engine.logits(model, part).argmax(1) for part in x.split(batch_size)])
 
 
 def correct(
@@ -64,8 +65,7 @@ def correct(
                 raise ValueError(f"attack must return shape {x.shape}, got {x_adv.shape}")
             if not x_adv.isfinite().all():
                 raise ValueError("attack must return finite images, got NaN or infinity")
-            with torch.no_grad():
-                results.append(model(x_adv).argmax(1) == y)
+            results.append(engine.logits(model, x_adv).argmax(1) == y)
     if not results:
         raise ValueError("batches must hold at least one batch")
     return torch.cat(results)

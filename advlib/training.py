@@ -9,9 +9,9 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advlib import engine
 from advlib.data import Batches
 from advlib.runtime import (
     Attack,
@@ -130,11 +130,9 @@ def _epoch(
             break
         if attack is not None:
             x = attack(model, x, y)
-        loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        losses.append(engine.backward(model, x, y))
         optimizer.step()
-        losses.append(loss.detach())
         monitor.step(losses[-1])
     if losses:  # read once an epoch: each read makes a GPU wait
         history.loss += torch.stack(losses).tolist()

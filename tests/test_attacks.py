@@ -108,10 +108,10 @@ def test_input_gradient_equals_finite_differences():
 
 
 def test_input_gradient_equals_that_of_loss_backward():
-    model, y = digit_net(generator=seeded()), labels(5)
-    x = torch.rand(5, 1, 28, 28, generator=seeded()).requires_grad_()
+    model, y = digit_net(generator=seeded()).double(), labels(5)
+    x = torch.rand(5, 1, 28, 28, generator=seeded(), dtype=torch.float64).requires_grad_()
     F.cross_entropy(model(x), y, reduction="sum").backward()
-    assert torch.equal(input_gradient(model, x, y), x.grad)
+    torch.testing.assert_close(input_gradient(model, x, y), x.grad, rtol=1e-12, atol=1e-15)
 
 
 def test_fgsm_takes_one_signed_step_and_targeted_the_opposite_one():

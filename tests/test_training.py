@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import Breakdown, cuda, global_rng, images, labels, small_net, untouched
 from torch import nn
 
-from advlib import Batches, digit_net, evaluation_mode, fgsm, fit
+from advlib import Batches, digit_net, engine, evaluation_mode, fgsm, fit
 
 EPS = 0.1
 
@@ -102,11 +102,18 @@ def handler():
     assert left is mine
 
 
+@pytest.fixture
+def plain():
+    """No engine, so that the plain loop is met to the bit (test_engine.py compares the two)."""
+    with engine.off():
+        yield
+
+
 # What it computes
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
-def test_fit_equals_the_plain_loop_bit_for_bit(adversarial):
+def test_fit_equals_the_plain_loop_bit_for_bit(adversarial, plain):
     generator = seeded()
     attack = partial(fgsm, eps=EPS, alpha=1.25 * EPS, random_start=True, generator=generator)
     model, by_hand = net(), net()
@@ -215,7 +222,7 @@ def test_no_gradients_are_left_and_the_global_rng_stays():
 # Interrupts and failures
 
 
-def test_first_interrupt_stops_after_the_iteration_with_the_network_so_far(handler):
+def test_first_interrupt_stops_after_the_iteration_with_the_network_so_far(handler, plain):
     model, by_hand, monitor = net(), net(), Monitor(interrupt)
     history = fit(model, batches(), epochs=3, lr=0.05, monitor=monitor)
     assert history.stopped
@@ -244,7 +251,7 @@ def test_second_interrupt_raises_keyboard_interrupt(handler):
     assert monitor.told[-1][0] == "finish"
 
 
-def test_a_monitor_can_ask_to_stop(handler):
+def test_a_monitor_can_ask_to_stop(handler, plain):
     def act(monitor, iteration):
         monitor.stop_requested = iteration == 4
 
@@ -255,7 +262,7 @@ def test_a_monitor_can_ask_to_stop(handler):
     assert same_weights(model, by_hand)
 
 
-def test_fit_works_outside_the_main_thread():
+def test_fit_works_outside_the_main_thread(plain):
     model, by_hand, found = net(), net(), []
     train = partial(fit, model, batches(), epochs=2, lr=0.05)
     thread = threading.Thread(target=lambda: found.append(train()))

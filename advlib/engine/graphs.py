@@ -1,0 +1,75 @@
+"""CUDA graphs: a step is recorded once and then replayed with one launch."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from advlib.engine.passes import Passes
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+_MOST_GRAPHS = 64
+
+
+def replayed(model: nn.Module, passes: Passes, kind: str, x: Tensor, y: Tensor) -> list[Tensor]:
+    """Take the step `passes.pixels` or `passes.weights`; on CUDA by a graph, from the second on."""
+    step: Step = getattr(passes, kind)
+    with torch.inference_mode(False), torch.no_grad():
+        if not x.is_cuda:
+            return list(step(x, y))
+        with torch.cuda.device(x.device):
+            # images stand alone, so a graph for somewhat more of them will do; a mean does not
+            size = len(x) if kind == "weights" else _rounded_up(len(x))
+            key = (kind, size, x.shape[1:], x.dtype, passes.key)
+            graphs = _graphs.setdefault(model, {})
+            if key not in graphs:  # it may not come again: recording costs several steps
+                if len(graphs) >= _MOST_GRAPHS:
+                    graphs.clear()
+                graphs[key] = None
+                return list(step(x, y))
+            graph = graphs[key]
+            if graph is None:
+                graph = graphs[key] = _Graph(passes, step, x, y, size)
+            found = graph(x, y)
+            return found if kind == "weights" else [tensor[: len(x)] for tensor in found]
+
+
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, "_Graph | None"]] = WeakKeyDictionary()
+
+
+class _Graph:
+    """A step recorded for `size` images like `x`."""
+
+    def __init__(self, passes: Passes, step: Step, x: Tensor, y: Tensor, size: int) -> None:
+        self.x, self.y = x.new_zeros(size, *x.shape[1:]), y.new_zeros(size)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # the libraries choose their kernels before the recording
+            for _ in range(3):
+                step(self.x, self.y)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=_memory()):
+            passes.prepare()  # part of the graph: the weights change between replays
+            self.found = step(self.x, self.y)
+
+    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        self.x[: len(x)].copy_(x)
+        self.y[: len(y)].copy_(y)
+        self.graph.replay()
+        return [tensor.clone() for tensor in self.found]
+
+
+@cache
+def _memory() -> Any:
+    """Memory that all graphs share: no two run at a time, and their results are copied out."""
+    return torch.cuda.graph_pool_handle()
+
+
+def _rounded_up(n: int) -> int:
+    """The next size worth a graph of its own, at most an eighth (or 7 images) above `n`."""
+    unit = max(8, 2 ** (n.bit_length() - 4))
+    return -(-n // unit) * unit

@@ -1,0 +1,426 @@
+"""The engine against plain computation: same numbers, same attacks, any network."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import cuda, images, labels, small_net, untouched
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from advlib import Batches, Normalize, accuracy, bim, digit_net, engine, fgsm, fit, pgd
+from advlib.engine import graphs, passes
+
+DOUBLE = torch.float64
+exact = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-14)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def digits(n=20, dtype=DOUBLE):
+    x = torch.rand(n, 1, 28, 28, generator=seeded(), dtype=dtype)
+    x[:, :, :9] = 0  # a flat background: ties in every pooling window
+    return x, labels(n, 10)
+
+
+def net(dtype=DOUBLE):
+    return digit_net(generator=seeded()).to(dtype)
+
+
+def is_written_out(model, x):
+    return passes.written_out(model, x, x.dtype) is not None
+
+
+# Networks that the passes are written out for: everything they know, in each order it may have.
+
+conv = partial(nn.Conv2d, padding=1)
+shared = nn.Conv2d(2, 2, 3, padding=1)
+NETWORKS = {
+    "digit_net": lambda: digit_net(channels=2, size=8),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 4)),
+    "perceptron": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(128, 9), nn.ReLU(), nn.Linear(9, 4, bias=False)
+    ),
+    "normalised": lambda: nn.Sequential(
+        Normalize([0.4, 0.5], [0.2, 0.3]), conv(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(192, 4)
+    ),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(conv(2, 9, 3), nn.ReLU()),
+        nn.Sequential(nn.MaxPool2d(2), nn.Flatten()),
+        nn.Linear(144, 4),
+    ),
+    "pool, then ReLU": lambda: nn.Sequential(
+        conv(2, 3, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)
+    ),
+    "pool first": lambda: nn.Sequential(
+        nn.MaxPool2d(2),
+        conv(2, 3, 3),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3, 4),
+    ),
+    "pools in a row": lambda: nn.Sequential(
+        conv(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4)
+    ),
+    "overlapping pool": lambda: nn.Sequential(
+        conv(2, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(48, 4)
+    ),
+    "odd pool": lambda: nn.Sequential(
+        conv(2, 3, 3), nn.ReLU(), nn.MaxPool2d((3, 2)), nn.Flatten(), nn.Linear(24, 4)
+    ),
+    "no padding, wide": lambda: nn.Sequential(
+        nn.Conv2d(2, 60, (5, 3), bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(1440, 4)
+    ),
+    "uneven padding": lambda: nn.Sequential(
+        nn.Conv2d(2, 20, 3, padding=(0, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(1200, 4)
+    ),
+    "strides, dilation, groups": lambda: nn.Sequential(
+        nn.Conv2d(2, 20, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(20, 4, 2, dilation=2, groups=2),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    ),
+    "a layer twice": lambda: nn.Sequential(
+        shared, nn.ReLU(), shared, nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+    ),
+}
+
+
+def build(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return NETWORKS[name]().to(DOUBLE)
+
+
+def pictures(n=7):
+    return torch.rand(n, 2, 8, 8, generator=seeded(), dtype=DOUBLE), labels(n, 4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_written_out_passes_equal_autograd(name):
+    model, (x, y) = build(name), pictures()
+    assert is_written_out(model, x)
+    before = x.clone()
+    leaf = x.clone().requires_grad_()
+    scores = model(leaf)
+    F.cross_entropy(scores, y, reduction="sum").backward()
+    model.zero_grad()
+    with untouched(model):
+        exact(engine.logits(model, x), scores.detach())
+        found, gradient = engine.logits_and_gradient(model, x, y)
+        exact(found, scores.detach())
+        exact(gradient, leaf.grad)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_backward_adds_the_gradients_of_the_mean_loss(name):
+    model, (x, y) = build(name), pictures()
+    fast = []
+    for _ in range(2):  # the second is added to the first
+        fast.append(engine.backward(model, x, y))
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    exact(torch.stack(fast), loss.detach().expand(2))
+    for grad, parameter in zip(found, model.parameters(), strict=True):
+        exact(grad, 2 * parameter.grad)
+
+
+def test_gradients_are_the_same_where_a_whole_window_ties_or_is_cut_by_relu():
+    model, (x, y) = net(), digits(6)
+    x[:2] = 0  # every window of a black image ties
+    with engine.off():
+        expected = engine.logits_and_gradient(model, x, y)
+    for found, wanted in zip(engine.logits_and_gradient(model, x, y), expected, strict=True):
+        exact(found, wanted)
+
+
+def test_frozen_parameters_get_no_gradient():
+    model, (x, y) = net(), digits(3)
+    model.conv1.weight.requires_grad_(False)
+    engine.backward(model, x, y)
+    assert [p.grad is None for p in model.parameters()] == [True] + [False] * 5
+
+
+# Blocks
+
+
+def test_large_batches_are_worked_through_in_blocks_of_equal_size():
+    sizes = [engine._blocks(torch.zeros(n, 1, 28, 28)) for n in (1, 51, 52, 100, 5000)]
+    assert sizes == [1, 1, 2, 2, 99]
+    assert engine._blocks(torch.zeros(40, 3, 224, 224)) == 3
+    with engine.off():
+        assert engine._blocks(torch.zeros(5000, 1, 28, 28)) == 1
+
+
+@given(n=st.integers(1, 120))
+def test_blocks_do_not_show_in_what_is_computed(n):
+    model = digit_net(channels=3, size=32, generator=seeded()).double()  # blocks of 16
+    x = torch.rand(n, 3, 32, 32, generator=seeded(), dtype=DOUBLE)
+    y = labels(n, 10)
+    rows = torch.arange(n - 1, -1, -13)
+    scores, gradient = engine.logits_and_gradient(model, x, y)
+    assert scores.shape == (n, 10)
+    exact(gradient[rows], engine.gradient(model, x[rows], y[rows]))
+    exact(scores[rows], engine.logits(model, x[rows]))
+
+
+def test_a_network_that_only_autograd_knows_is_cut_into_blocks_too():
+    seen = []
+
+    class Wide(nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x.flatten(1)[:, :3] ** 2
+
+    x = torch.rand(40, 3, 60, 60, generator=seeded())
+    found = engine.gradient(Wide(), x, labels(40))
+    assert seen == [14, 13, 13]
+    assert found.shape == x.shape
+
+
+def test_training_never_cuts_a_batch_that_autograd_differentiates():
+    seen = []
+
+    class Wide(nn.Linear):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x.flatten(1))
+
+    engine.backward(Wide(10800, 3), torch.rand(40, 3, 60, 60), labels(40))
+    assert seen == [40]
+
+
+# Attacks, evaluation and training through both
+
+ATTACKS = {
+    "fgsm": partial(fgsm, eps=0.1),
+    "fgsm, random start": partial(fgsm, eps=0.1, alpha=0.125, random_start=True),
+    "bim": partial(bim, eps=0.1, alpha=0.02, steps=6),
+    "bim, early exit": partial(bim, eps=0.1, alpha=0.02, steps=6, early_exit=True),
+    "bim, targeted": partial(bim, eps=0.1, alpha=0.02, steps=6, targeted=True),
+    "pgd": partial(pgd, eps=0.1, alpha=0.02, steps=5, restarts=2),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_attacks_are_equal_to_the_bit_with_and_without(attack):
+    # in double precision, where rounding cannot turn a sign; 60 images are two blocks
+    model, (x, y) = net(), digits(60)
+    fast = attack(model, x, y, generator=seeded())
+    with engine.off():
+        assert torch.equal(fast, attack(model, x, y, generator=seeded()))
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_in_single_precision_accuracy_and_budget_are_the_same(attack):
+    model, (x, y) = net(torch.float32), digits(60, torch.float32)
+    batches = Batches(x, engine.logits(model, x).argmax(1))
+    fast = accuracy(model, batches, attack=partial(attack, generator=seeded()))
+    moved = (attack(model, x, y, generator=seeded()) - x).abs().amax((1, 2, 3))
+    with engine.off():
+        assert accuracy(model, batches, attack=partial(attack, generator=seeded())) == fast
+        plainly = (attack(model, x, y, generator=seeded()) - x).abs().amax((1, 2, 3))
+    torch.testing.assert_close(moved, plainly, rtol=0, atol=1e-6)
+
+
+def test_training_ends_in_the_same_network():
+    ends = []
+    for context in (engine.off, lambda: engine.gradients_in(DOUBLE)):
+        model, generator = net(), seeded()
+        batches = Batches(*digits(120), batch_size=60, shuffle=True, generator=generator)
+        attack = partial(fgsm, eps=0.1, alpha=0.125, random_start=True, generator=generator)
+        with context():
+            history = fit(model, batches, epochs=3, lr=0.05, attack=attack)
+        ends.append((history.loss, list(model.parameters())))
+    (plain_loss, plain), (fast_loss, fast) = ends
+    assert fast_loss == pytest.approx(plain_loss, rel=1e-9)
+    for p, q in zip(plain, fast, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
+
+
+# Networks that must not be written out
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def ending(*layers, pixels=32):
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(pixels, 3))
+
+
+OTHERS = {
+    "a subclass": ending(Doubled(1, 2, 3, padding=1)),
+    "another padding": ending(conv(1, 2, 3, padding_mode="reflect")),
+    "padding by name": ending(nn.Conv2d(1, 2, 3, padding="same")),
+    "ceil mode": ending(nn.MaxPool2d(3, ceil_mode=True), pixels=4),
+    "dilated pool": ending(nn.MaxPool2d(2, stride=1, dilation=2), pixels=4),
+    "another activation": ending(conv(1, 2, 3), nn.Tanh()),
+    "ReLU first": ending(nn.ReLU(), pixels=16),
+    "batch norm, dropout": small_net(),
+    "rows as pixels": nn.Sequential(nn.Linear(4, 4), nn.Flatten(), nn.Linear(16, 3)),
+    "no linear layer": nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten()),
+    "not sequential": nn.ModuleList([nn.Linear(16, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_network_is_left_to_autograd(name):
+    model, x, y = OTHERS[name], images(6), labels(6)
+    assert not is_written_out(model, x)
+    if isinstance(model, nn.ModuleList):
+        return
+    model.eval()
+    leaf = x.clone().requires_grad_()
+    F.cross_entropy(model(leaf), y, reduction="sum").backward()
+    assert torch.equal(engine.gradient(model, x, y), leaf.grad)
+
+
+def test_hooks_are_called():
+    model, (x, y) = net(), digits(2)
+    seen = []
+    for register in (
+        model.conv2.register_forward_hook,
+        model.register_forward_pre_hook,
+        model.relu1.register_full_backward_hook,
+        model.linear.weight.register_hook,
+    ):
+        assert is_written_out(model, x)
+        handle = register(lambda *given: seen.append(1))
+        assert not is_written_out(model, x)
+        engine.backward(model, x, y)
+        assert seen.pop() == 1
+        handle.remove()
+
+
+def test_autocast_is_left_to_autograd():
+    model, (x, _) = net(torch.float32), digits(2, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_written_out(model, x)
+    assert is_written_out(model, x)
+
+
+def test_weights_are_taken_as_they_are_at_each_call():
+    model, (x, y) = net(), digits(4)
+    engine.gradient(model, x, y)
+    with torch.no_grad():
+        model.conv2.weight *= -1
+        model.linear.bias += 1
+    with engine.off():
+        expected = engine.logits_and_gradient(model, x, y)
+    for found, wanted in zip(engine.logits_and_gradient(model, x, y), expected, strict=True):
+        exact(found, wanted)
+
+
+# Switches
+
+
+def test_off_ends_with_its_block_also_after_an_error():
+    x = torch.zeros(5000, 1, 28, 28)
+    with pytest.raises(KeyError), engine.off():
+        raise KeyError
+    assert engine._blocks(x) == 99
+    with engine.off(), engine.off():
+        pass
+    assert engine._blocks(x) == 99
+
+
+def test_lower_precision_changes_gradients_and_nothing_else():
+    model, (x, y) = net(torch.float32), digits(8, torch.float32)
+    scores, gradient = engine.logits_and_gradient(model, x, y)
+    loss = engine.backward(model, x, y)
+    with engine.gradients_in(torch.bfloat16):
+        found, rough = engine.logits_and_gradient(model, x, y)
+        assert torch.equal(engine.backward(model, x, y), loss)
+    assert torch.equal(found, scores)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, gradient)
+    agree = (rough.sign() == gradient.sign()).float().mean()
+    assert agree > 0.9
+    assert torch.equal(engine.gradient(model, x, y), gradient)
+
+
+def test_attacks_in_lower_precision_keep_their_budget_and_strength():
+    x, _ = digits(60, torch.float32)
+    model = net(torch.float32)
+    y = engine.logits(model, x).argmax(1)
+    attack = partial(bim, eps=0.02, alpha=0.004, steps=8, early_exit=True)
+    exactly = attack(model, x, y)
+    with engine.gradients_in(torch.bfloat16):
+        roughly = attack(model, x, y)
+    assert (roughly - x).abs().max() <= 0.02 + 1e-6
+    standing = [(engine.logits(model, found).argmax(1) == y).sum() for found in (exactly, roughly)]
+    assert abs(standing[0] - standing[1]) <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, "bfloat16", None])
+def test_only_floating_dtypes_are_taken(dtype):
+    with pytest.raises(TypeError, match=r"^dtype "), engine.gradients_in(dtype):
+        pass
+
+
+# CUDA graphs
+
+
+def test_sizes_of_graphs_are_few_and_little_larger():
+    sizes = [graphs._rounded_up(n) for n in range(1, 5001)]
+    assert all(n <= size <= max(n * 9 / 8, n + 7) for n, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) < 80
+
+
+@cuda
+@pytest.mark.parametrize("n", [5, 100, 3000])
+def test_on_cuda_replayed_gradients_equal_autograd(n):
+    model, (x, y) = net().cuda(), (t.cuda() for t in digits(n))
+    with engine.off():
+        expected = engine.logits_and_gradient(model, x, y)
+    for _ in range(3):  # plainly, recorded, replayed
+        for found, wanted in zip(engine.logits_and_gradient(model, x, y), expected, strict=True):
+            exact(found, wanted, rtol=1e-9)
+
+
+@cuda
+def test_on_cuda_a_replay_sees_new_weights_and_smaller_batches():
+    model, (x, y) = net().cuda(), (t.cuda() for t in digits(100))
+    for _ in range(3):
+        engine.gradient(model, x, y)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.01)
+    for part in (x, x[:99], x[:97]):
+        with engine.off():
+            expected = engine.gradient(model, part, y[: len(part)])
+        exact(engine.gradient(model, part, y[: len(part)]), expected, rtol=1e-9)
+    model.conv1 = nn.Conv2d(1, 32, 3, padding=1).cuda().double()  # a new layer is a new graph
+    with engine.off():
+        expected = engine.gradient(model, x, y)
+    exact(engine.gradient(model, x, y), expected, rtol=1e-9)
+
+
+@cuda
+def test_on_cuda_training_is_the_same_through_graphs():
+    ends = []
+    for context in (engine.off, lambda: engine.gradients_in(DOUBLE)):
+        model, (x, y) = net().cuda(), (t.cuda() for t in digits(120))
+        with context():
+            history = fit(model, Batches(x, y, batch_size=60), epochs=4, lr=0.05)
+        ends.append(history.loss)
+    assert ends[1] == pytest.approx(ends[0], rel=1e-7)
+
+
+@cuda
+def test_on_cuda_recording_leaves_the_random_state_alone():
+    model, (x, y) = net().cuda(), (t.cuda() for t in digits(16))
+    with untouched(model):
+        for _ in range(3):
+            engine.gradient(model, x, y)
