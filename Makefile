@@ -5,13 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.advlib-installed
+BENCH := .venv-bench
 
-# The C library otherwise returns each layer's buffer to the system and fetches it again: with
-# these an attack takes about a fifth less processor time. Only glibc knows them.
-export MALLOC_MMAP_MAX_ = 0
-export MALLOC_TRIM_THRESHOLD_ = 4294967296
-
-.PHONY: help book test lint results lab clean
+.PHONY: help book test lint results bench lab clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -53,6 +49,15 @@ results: $(STAMP) ## train and attack again for the book's numbers, into book/re
 	@echo "== results: three seeds of both networks, both protocols"
 	$(BIN)/python -m advlib results
 	$(BIN)/python tools/readme_table.py
+
+bench: ## compare with four attack libraries and measure, into benchmarks/results (over an hour)
+	@echo "== bench: an environment of its own, in $(BENCH)"
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BENCH)/bin/python -m benchmarks install
+	$(BENCH)/bin/python -m benchmarks peers
+	$(BENCH)/bin/python -m benchmarks training
+	$(BENCH)/bin/python -m benchmarks scaling
 
 lab: $(STAMP) ## open the chapters in JupyterLab
 	@echo "== lab: right-click a chapter, Open With, Notebook"

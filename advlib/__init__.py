@@ -5,7 +5,7 @@ from advlib.data import Batches, Images, load_data
 from advlib.evaluation import accuracy, correct, predict, robust_accuracy, wilson_interval
 from advlib.models import Normalize, digit_net
 from advlib.runtime import evaluation_mode, pick_device, seed_everything
-from advlib.training import History, fit
+from advlib.training import History, cyclic, fit
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "accuracy",
     "bim",
     "correct",
+    "cyclic",
     "digit_net",
     "evaluation_mode",
     "fgsm",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,7 @@ def correct(
         TypeError, ValueError: a batch is of the wrong type, shape or range, or there is none.
     """
     check_model(model)
-    if attack is not None and not callable(attack):
-        raise TypeError(f"attack must be callable, got {type(attack).__name__}")
+    _check_attack(attack)
     results = []
     with evaluation_mode(model):
         for batch in batches:
@@ -93,18 +93,31 @@ def robust_accuracy(
 ) -> float:
     """Fraction of images that `model` gets right unattacked and under every one of `attacks`.
 
-    The worst case is taken image by image, so it is at most the lowest of the accuracies.
-    `batches` is gone through once. Arguments and errors as in `correct`.
+    The worst case is taken image by image, so it is at most the lowest of the accuracies. An image
+    that one attack broke is not attacked again: put the cheap attacks first, and let the others
+    stop at success (`early_exit=True`). `batches` is gone through once. Arguments and errors as in
+    `correct`.
     """
     if not isinstance(attacks, Sequence):
         raise TypeError(f"attacks must be a list of attacks, got {type(attacks).__name__}")
+    for attack in attacks:
+        _check_attack(attack)
     survives = []
     for batch in batches:
-        tests = [correct(model, [batch], attack=attack) for attack in (None, *attacks)]
-        survives.append(torch.stack(tests).all(0))
+        right = correct(model, [batch])
+        for attack in attacks:
+            if right.any():
+                x, y = (part[right] for part in batch)
+                right[right.clone()] = correct(model, [(x, y)], attack=attack)
+        survives.append(right)
     if not survives:
         raise ValueError("batches must hold at least one batch")
     return _mean(torch.cat(survives))
+
+
+def _check_attack(attack: Any) -> None:
+    if attack is not None and not callable(attack):
+        raise TypeError(f"attack must be callable, got {type(attack).__name__}")
 
 
 def _mean(right: Tensor) -> float:

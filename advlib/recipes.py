@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from advlib import attacks, data, models, runtime, training
+from advlib import attacks, data, engine, models, runtime, training
 from advlib.attacks import bim, fgsm, pgd
 from advlib.data import DIGITS_SHA256, Batches, load_data
+from advlib.engine import graphs, passes
 from advlib.evaluation import accuracy
 from advlib.models import digit_net
 from advlib.runtime import Attack, Bounds, pick_device
-from advlib.training import History, TrainingMonitor, fit
+from advlib.training import History, TrainingMonitor, cyclic, fit
 
 EPS = 0.1
 BIM = partial(bim, eps=EPS, alpha=0.01, steps=20)
@@ -37,7 +38,7 @@ PRINTED_BIM = {
     "standard": partial(bim, eps=EPS, alpha=0.01, steps=20, bounds=None),
     "robust": partial(bim, eps=EPS, alpha=0.125, steps=20, bounds=None),
 }
-PGD = partial(pgd, eps=EPS, alpha=0.02, steps=20, restarts=5)
+PGD = partial(pgd, eps=EPS, alpha=0.02, steps=20, restarts=5, early_exit=True)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Recipe:
     """How one network is trained on the shipped digits. `eps=0` is standard training.
 
     Otherwise each batch is attacked by one step of FGSM: of size `alpha`, inside `eps`, from a
-    random start or none, clipped to `bounds` or not.
+    random start or none, clipped to `bounds` or not. With `cyclic`, `lr` is the peak of
+    `advlib.cyclic`.
     """
 
     seed: int = 0
@@ -58,6 +60,7 @@ class Recipe:
     alpha: float = 0.0
     random_start: bool = True
     bounds: Bounds = (0.0, 1.0)
+    cyclic: bool = False
 
     def attack(self, generator: torch.Generator) -> Attack | None:
         """Return the attack of this training, drawing from `generator`; None for standard."""
@@ -75,6 +78,9 @@ class Recipe:
 
 STANDARD = Recipe()
 ROBUST = Recipe(eps=EPS, alpha=1.25 * EPS)
+# as robust as ROBUST in a fraction of its time, and more robust in half of it
+FAST = replace(ROBUST, epochs=5, batch_size=50, lr=0.05, cyclic=True)
+FAST_LONG = replace(FAST, epochs=15)
 
 
 def standard_net(
@@ -134,6 +140,7 @@ def train(
         epochs=recipe.epochs,
         lr=recipe.lr,
         momentum=recipe.momentum,
+        schedule=cyclic if recipe.cyclic else None,
         attack=recipe.attack(generator),
         evaluate=(lambda net: {"pgd": accuracy(net, watch, attack=held_out)})
         if recipe.eps
@@ -228,7 +235,7 @@ def _digest(recipe: Recipe, device: torch.device) -> str:
 @cache
 def _code() -> str:
     """Source of what trains a network, as it was when this process first asked."""
-    pieces = (attacks, data, models, runtime, training, Recipe, train)
+    pieces = (attacks, data, engine, graphs, passes, models, runtime, training, Recipe, train)
     return "\n".join(inspect.getsource(piece) for piece in pieces)
 
 

@@ -17,7 +17,8 @@ FGSM = partial(fgsm, eps=EPS)
 FGSM_RANDOM = partial(fgsm, eps=EPS, alpha=1.25 * EPS, random_start=True)
 BIM = partial(bim, eps=EPS, alpha=0.03, steps=5)
 PGD = partial(pgd, eps=EPS, alpha=0.03, steps=3, restarts=2)
-ATTACKS = {"fgsm": FGSM, "fgsm-random": FGSM_RANDOM, "bim": BIM, "pgd": PGD}
+EARLY = partial(bim, eps=EPS, alpha=0.03, steps=5, early_exit=True)
+ATTACKS = {"fgsm": FGSM, "fgsm-random": FGSM_RANDOM, "bim": BIM, "early-exit": EARLY, "pgd": PGD}
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 
@@ -124,7 +125,7 @@ def test_fgsm_takes_one_signed_step_and_targeted_the_opposite_one():
     torch.testing.assert_close(fgsm(model, x, y, eps=EPS, alpha=0.04), x + 0.04 * sign)
 
 
-@every_attack
+@pytest.mark.parametrize("attack", [FGSM, FGSM_RANDOM, BIM, PGD])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_loss_rises_on_every_image_and_towards_a_target_it_falls(attack, targeted):
     model, x, y = linear(weights(3, 16), torch.float64), images(dtype=torch.float64), labels()
@@ -288,6 +289,51 @@ def test_targeted_restarts_go_on_until_the_target_is_reached():
     options = {"eps": 0.5, "alpha": 0.0, "steps": 1, "generator": seeded()}
     found = pgd(model, x, target, **options, restarts=40, targeted=True)
     assert (model(found).argmax(1) == target).all()
+
+
+# Early exit
+
+
+def first_break(model, x, y, targeted, **options):
+    """Each image after the fewest steps that break it, or after all; found by many fixed runs."""
+    runs = [x] + [bim(model, x, y, targeted=targeted, **options, steps=k) for k in range(1, 9)]
+    found = []
+    for i in range(len(x)):
+        for run in runs:
+            hit = model(run[i : i + 1]).argmax(1).item() == y[i].item()
+            if hit == targeted:
+                break
+        found.append(run[i])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_early_exit_keeps_each_image_as_its_first_success_left_it(targeted, per_image):
+    model, x = small_net(dtype=torch.float64).eval(), images(24, dtype=torch.float64)
+    y = model(x).argmax(1)
+    y[:3] = (y[:3] + 1) % 3  # broken (or on target) from the start
+    eps = torch.linspace(0, 0.6, 24) if per_image else 0.3
+    options = {"eps": eps, "alpha": 0.05}
+    expected = first_break(model, x, y, targeted, **options)
+    found = bim(model, x, y, targeted=targeted, early_exit=True, steps=8, **options)
+    assert torch.equal(found, expected)
+    moved = (found != x).flatten(1).any(1)
+    assert 0 < moved.sum() < 24
+
+
+def test_early_exit_asks_nothing_more_about_a_broken_image():
+    model = Spy(small_net().eval())
+    x = images(24)
+    y = model.model(x).argmax(1)
+    y[:5] = (y[:5] + 1) % 3
+    found = bim(model, x, y, eps=0.3, alpha=0.05, steps=8, early_exit=True)
+    sizes = [len(seen) for seen in model.seen][1:]  # the first is the check of the input
+    assert sizes[0] == 24
+    assert sizes[1] <= 19
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) <= 8
+    assert (model.model(found).argmax(1) != y).sum() >= 24 - sizes[-1]
 
 
 # What a call leaves alone, and what it gives back

@@ -100,6 +100,19 @@ def test_robust_accuracy_is_the_worst_case_image_by_image(shuffle):
     assert robust_accuracy(MODEL, batches, attacks=[]) == 1.0
 
 
+def test_robust_accuracy_attacks_only_what_is_standing():
+    seen = []
+
+    def spy(attack):
+        return lambda model, x, y: (seen.append(len(x)), attack(model, x, y))[1]
+
+    x, y = marked()
+    x[2] = -x[2]  # wrong without any attack
+    attacks = [spy(breaks(0, 1)), spy(breaks(1, 4, 6)), spy(breaks(3, 5)), spy(breaks())]
+    assert robust_accuracy(MODEL, [(x, y)], attacks=attacks) == 0
+    assert seen == [6, 4, 2]  # and the last attack is not asked
+
+
 def test_robust_accuracy_counts_an_image_that_only_an_attack_puts_right_as_wrong():
     batches = Batches(*answers())
     repair = lambda model, x, y: torch.eye(3)[y].view_as(x)  # noqa: E731
@@ -163,7 +176,7 @@ same = lambda model, x, y: x  # noqa: E731
         ("model", {"model": torch.relu}),
         ("model", {"model": nn.Identity()}),
         ("attack", {"attack": 0.1}),
-        ("attack", {"attack": lambda model, x, y: x[:1]}),
+        ("attack", {"attack": lambda model, x, y: x[..., :1]}),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_touched(function, name, changes):

@@ -149,6 +149,7 @@ def test_every_field_the_data_and_the_version_change_the_key(monkeypatch):
         "alpha": 0.1,
         "random_start": False,
         "bounds": None,
+        "cyclic": True,
     }
     assert set(changed) == {field.name for field in dataclasses.fields(Recipe)}
     cpu_device = torch.device("cpu")

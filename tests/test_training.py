@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import Breakdown, cuda, global_rng, images, labels, small_net, untouched
 from torch import nn
 
-from advlib import Batches, digit_net, engine, evaluation_mode, fgsm, fit
+from advlib import Batches, cyclic, digit_net, engine, evaluation_mode, fgsm, fit
 
 EPS = 0.1
 
@@ -37,7 +37,9 @@ def same_weights(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def plain_loop(model, *, epochs, adversarial=False, iterations=None, lr=0.05, momentum=0.9):
+def plain_loop(
+    model, *, epochs, adversarial=False, iterations=None, lr=0.05, momentum=0.9, factors=()
+):
     """SGD with momentum and the attack, all by hand. Returns the losses."""
     x, y, generator = images(20), labels(20), seeded()
     velocity, losses = None, []
@@ -59,7 +61,7 @@ def plain_loop(model, *, epochs, adversarial=False, iterations=None, lr=0.05, mo
             else:
                 velocity = [momentum * v + g for v, g in zip(velocity, gradients, strict=True)]
             for parameter, v in zip(model.parameters(), velocity, strict=True):
-                parameter.data.add_(v, alpha=-lr)
+                parameter.data.add_(v, alpha=-lr * (factors[len(losses)] if factors else 1))
             losses.append(loss.item())
     return losses
 
@@ -128,6 +130,20 @@ def test_fit_equals_the_plain_loop_bit_for_bit(adversarial, plain):
     assert same_weights(model, by_hand)
     assert not history.stopped
     assert history.metrics == {}
+
+
+def test_a_schedule_scales_the_learning_rate_of_each_iteration(plain):
+    model, by_hand = net(), net()
+    history = fit(model, batches(), epochs=2, lr=0.05, schedule=lambda progress: 2 * progress)
+    factors = [2 * (i + 0.5) / 6 for i in range(6)]
+    assert history.loss == pytest.approx(plain_loop(by_hand, epochs=2, factors=factors), rel=1e-5)
+    for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_cyclic_rises_straight_to_one_and_falls_straight_to_zero():
+    found = [cyclic(progress) for progress in (0, 0.1, 0.2, 0.4, 0.7, 0.85, 1)]
+    assert found == pytest.approx([0, 0.25, 0.5, 1, 0.5, 0.25, 0])
 
 
 def test_attacked_images_and_true_labels_are_what_is_trained_on():

@@ -1,0 +1,1 @@
+"""What advlib's speed is measured with: `python -m benchmarks peers`, `training` or `scaling`."""

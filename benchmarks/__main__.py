@@ -1,0 +1,54 @@
+"""`python -m benchmarks peers`, `training` or `scaling`; results go to benchmarks/results."""
+
+import argparse
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from advlib import pick_device
+from benchmarks import peers, scaling, training
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--device", help="cpu or cuda; the best one present by default")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
+    what = parser.add_subparsers(dest="what", required=True)
+    against = what.add_parser("peers", help="BIM against four other libraries (make bench)")
+    against.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 500, 5000])
+    against.add_argument(
+        "--layout",
+        choices=["ours", "default"],
+        default="ours",
+        help="lay the network out channels-last, as digit_net does, or in torch's default",
+    )
+    costs = what.add_parser("training", help="cost of an epoch, and of robustness")
+    costs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    what.add_parser("scaling", help="time and memory as the work grows")
+    what.add_parser("install", help="install the libraries to compare with, one by one")
+    options = parser.parse_args()
+    if options.what == "install":
+        install()
+        return
+    device = pick_device(options.device)
+    if options.what == "peers":
+        peers.main(device, options.rounds, options.batch_sizes, options.layout)
+    elif options.what == "training":
+        training.main(device, options.rounds, options.seeds)
+    else:
+        scaling.main(device, options.rounds)
+
+
+def install() -> None:
+    """Install each peer that pyproject.toml names; one that fails is reported and left out."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    for peer in project["project"]["optional-dependencies"]["bench"]:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", peer]
+        if subprocess.run(command).returncode:
+            print(f"not installed: {peer}")
+
+
+if __name__ == "__main__":
+    main()
