@@ -125,6 +125,25 @@ def accuracy_curves(
     return figure
 
 
+def bars(values: Mapping[str, Mapping[str, float]], *, xlabel: str, digits: int = 1) -> "Figure":
+    """Show groups of horizontal bars, each with its number: group name, bar name, length."""
+    names = list(dict.fromkeys(name for group in values.values() for name in group))
+    figure, axis = _single(figsize=(6, 0.5 + 0.22 * len(values) * (len(names) + 1)))
+    for i, name in enumerate(names):
+        at = [g * (len(names) + 1) + i for g, group in enumerate(values.values()) if name in group]
+        lengths = [group[name] for group in values.values() if name in group]
+        colour, *_ = SERIES[i % len(SERIES)]
+        hatch = "" if i < len(SERIES) else "//"
+        drawn = axis.barh(at, lengths, color=colour, hatch=hatch, edgecolor="white", label=name)
+        axis.bar_label(drawn, [f"{name}  {length:.{digits}f}" for length in lengths], padding=3)
+    middle = (len(names) - 1) / 2
+    axis.set_yticks([g * (len(names) + 1) + middle for g in range(len(values))], list(values))
+    axis.set(xlabel=xlabel)
+    axis.margins(x=0.3)
+    axis.invert_yaxis()
+    return figure
+
+
 def confusion_matrix(
     predictions: Tensor, y: Tensor, *, classes: Sequence[str] | None = None
 ) -> "Figure":

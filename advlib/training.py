@@ -96,6 +96,16 @@ def fit(
     _check(model, batches, epochs, lr, momentum, schedule, attack, evaluate)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     scheduler = LambdaLR(optimizer, _factor(schedule, epochs * len(batches)))
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        if attack is not None:
+            x = attack(model, x, y)
+        optimizer.zero_grad()
+        loss = engine.backward(model, x, y)
+        optimizer.step()
+        scheduler.step()
+        return loss
+
     history = History()
     monitor = monitor or _Silent()
     was_training = model.training
@@ -105,7 +115,7 @@ def fit(
         with _stop_on_interrupt(monitor):
             monitor.start(epochs, len(batches))
             for _ in range(epochs):
-                if _epoch(model, batches, optimizer, scheduler, attack, monitor, history):
+                if _epoch(step, batches, monitor, history):
                     history.stopped = len(history.loss) < epochs * len(batches)
                     break
                 if evaluate is not None:
@@ -138,11 +148,8 @@ def _factor(schedule: Callable[[float], float] | None, total: int) -> Callable[[
 
 
 def _epoch(
-    model: nn.Module,
+    step: Callable[[Tensor, Tensor], Tensor],
     batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LambdaLR,
-    attack: Attack | None,
     monitor: TrainingMonitor,
     history: History,
 ) -> bool:
@@ -151,12 +158,7 @@ def _epoch(
     for x, y in batches:
         if monitor.stop_requested:
             break
-        if attack is not None:
-            x = attack(model, x, y)
-        optimizer.zero_grad()
-        losses.append(engine.backward(model, x, y))
-        optimizer.step()
-        scheduler.step()
+        losses.append(step(x, y))
         monitor.step(losses[-1])
     if losses:  # read once an epoch: each read makes a GPU wait
         history.loss += torch.stack(losses).tolist()

@@ -32,14 +32,17 @@ def seconds(task: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def in_turns(tasks: Tasks, rounds: int, device: torch.device) -> dict[str, list[float]]:
+def in_turns(
+    tasks: Tasks, rounds: int, device: torch.device, *, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Time each task once a round, so that a slow moment of the machine meets all of them.
 
-    The order turns by one from round to round. A first, untimed round warms everything up.
+    The order turns by one from round to round. A first round is not timed, if `warm_up`.
     """
     names = list(tasks)
-    for name in names:
-        tasks[name]()
+    if warm_up:
+        for name in names:
+            tasks[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:

@@ -292,6 +292,15 @@ def test_notebook_brings_the_data_file_that_its_chapter_reads(tmp_path: Path) ->
     assert nb.cells[1].source == '%%writefile results.json\n{"seeds": [0]}'
 
 
+def test_notebook_reads_a_data_file_of_another_folder_from_beside_it(tmp_path: Path) -> None:
+    root = write_book(tmp_path, ONE.replace("1 + 1", 'open("../speed/r-cpu.json")'))
+    (root / "speed").mkdir()
+    (root / "speed" / "r-cpu.json").write_text("{}")
+    nb = notebooks.notebook("book/01_one", notebooks.read_book(root))
+    assert nb.cells[1].source == "%%writefile r-cpu.json\n{}"
+    assert nb.cells[3].source == 'open("r-cpu.json")'
+
+
 def test_cell_ids_depend_on_place_only(tmp_path: Path) -> None:
     first = notebooks.notebook("book/01_one", notebooks.read_book(write_book(tmp_path)))
     edited = ONE.replace("1 + 1", "2 + 2")
@@ -417,8 +426,15 @@ def test_site_url() -> None:
 def test_cache_key_follows_what_chapters_compute_with(tmp_path: Path) -> None:
     (tmp_path / "advlib" / "deep").mkdir(parents=True)
     (tmp_path / "book").mkdir()
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     keys = [book_ext.cache_key(tmp_path)]
-    for name in ("advlib/a.py", "advlib/deep/b.py", "advlib/digits.npz", "book/results.json"):
+    for name in (
+        "advlib/a.py",
+        "advlib/deep/b.py",
+        "advlib/digits.npz",
+        "book/results.json",
+        "benchmarks/results/a.json",
+    ):
         (tmp_path / name).write_text("1")
         keys.append(book_ext.cache_key(tmp_path))
     assert book_ext.cache_key(tmp_path) == keys[-1]

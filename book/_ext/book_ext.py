@@ -35,7 +35,8 @@ def cache_key(root: Path) -> str:
     except PackageNotFoundError:
         digest.update(b"no torch")
     package = root / "advlib"
-    files = [*package.rglob("*.py"), *package.rglob("*.npz"), root / "book" / "results.json"]
+    results = [root / "book" / "results.json", *(root / "benchmarks").rglob("*.json")]
+    files = [*package.rglob("*.py"), *package.rglob("*.npz"), *results]
     for path in sorted(path for path in files if path.is_file()):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode() + content)

@@ -167,12 +167,19 @@ def notebook(name: str, book: Book) -> Any:
 
 
 def data_files(source: Any, root: Path) -> list[str]:
-    """Cells that write the book's own JSON files which the chapter reads: Colab has no copy."""
-    code = "\n".join(cell.source for cell in source.cells if cell.cell_type == "code")
-    names = sorted(set(re.findall(r"""["'](\w+\.json)["']""", code)))
-    return [
-        f"%%writefile {name}\n{(root / 'book' / name).read_text(encoding='utf8')}" for name in names
-    ]
+    """Cells that write the project's own JSON files which the page reads: Colab has no copy.
+
+    Each is written beside the notebook, and read from there.
+    """
+    written = []
+    for cell in source.cells:
+        if cell.cell_type == "code":
+            for path in re.findall(r"""["']([\w./-]+\.json)["']""", cell.source):
+                name = Path(path).name
+                cell.source = cell.source.replace(path, name)
+                content = (root / "book" / path).read_text(encoding="utf8")
+                written.append(f"%%writefile {name}\n{content}")
+    return sorted(set(written))
 
 
 def fold(cell: Any, folded: list[str]) -> None:
