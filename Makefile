@@ -48,7 +48,7 @@ lint: $(STAMP) ## ruff and mypy
 results: $(STAMP) ## train and attack again for the book's numbers, into book/results.json and README.md
 	@echo "== results: three seeds of both networks, both protocols"
 	$(BIN)/python -m advlib results
-	$(BIN)/python tools/readme_table.py
+	$(BIN)/python -m tools.readme_table
 
 bench: ## compare with four attack libraries and measure, into benchmarks/results (over an hour)
 	@echo "== bench: an environment of its own, in $(BENCH)"
@@ -58,6 +58,7 @@ bench: ## compare with four attack libraries and measure, into benchmarks/result
 	$(BENCH)/bin/python -m benchmarks peers
 	$(BENCH)/bin/python -m benchmarks training
 	$(BENCH)/bin/python -m benchmarks scaling
+	$(BENCH)/bin/python -m tools.readme_table
 
 lab: $(STAMP) ## open the chapters in JupyterLab
 	@echo "== lab: right-click a chapter, Open With, Notebook"

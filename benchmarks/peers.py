@@ -255,3 +255,17 @@ def _print(
         ],
     )
     print(f"advlib against the fastest, {fastest['fastest']}: {fastest['ratio']:.2f}", flush=True)
+
+
+def speed_table(found: dict[str, Any]) -> str:
+    """Write results as README's table: speed and memory against the fastest other library."""
+    lines = [
+        "| batch | fastest of the others | advlib's speed over it | peak memory, MB | advlib's |",
+        "|---|---|---|---|---|",
+    ]
+    for size, fastest in found["fastest"].items():
+        rows = {row["peer"]: row for row in found["rows"] if str(row["batch_size"]) == size}
+        memory = [rows[name]["peak_mb"] for name in (fastest["fastest"], OURS)]
+        cells = [f"{int(size):,}", fastest["fastest"], f"{fastest['ratio']:.2f}"]
+        lines.append("| " + " | ".join([*cells, *(f"{mb:,.0f}" for mb in memory)]) + " |")
+    return "\n".join(lines) + "\n"

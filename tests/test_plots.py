@@ -35,6 +35,11 @@ FIGURES = {
         xlabel="eps",
         intervals={"robust": [(0.8, 1.0), (0.7, 0.9)]},
     ),
+    "bars": partial(
+        plots.bars,
+        {"first": {"a": 3.0, "b": 1.5}, "second": {"b": 2.0, "c": 4.0, "d": 1.0, "e": 2.5}},
+        xlabel="length",
+    ),
     "confusion": partial(plots.confusion_matrix, Y, Y.flip(0), classes=list("abc")),
     "margin": partial(
         plots.linear_margin, torch.tensor([1.0, -2.0]), 0.5, torch.tensor([0.5, 0.5]), eps=0.1
@@ -55,6 +60,15 @@ def test_every_figure_draws_without_a_warning_and_is_not_kept_by_pyplot(make):
 
 def pictures(figure):
     return [axis.get_images()[0].get_array() for axis in figure.axes if axis.get_images()]
+
+
+def test_bars_stand_beside_each_other_with_their_names_and_numbers():
+    axis = FIGURES["bars"]().axes[0]
+    drawn = {(round(bar.get_y() + bar.get_height() / 2), bar.get_width()) for bar in axis.patches}
+    assert drawn == {(0, 3.0), (1, 1.5), (7, 2.0), (8, 4.0), (9, 1.0), (10, 2.5)}
+    shown = {text.get_text() for text in axis.texts}
+    assert shown == {"a  3.0", "b  1.5", "b  2.0", "c  4.0", "d  1.0", "e  2.5"}
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["first", "second"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
