@@ -17,12 +17,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
     what = parser.add_subparsers(dest="what", required=True)
     against = what.add_parser("peers", help="BIM against four other libraries (make bench)")
-    against.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 500, 5000])
+    against.add_argument("--batch-sizes", type=int, nargs="*", default=[100, 500, 5000])
     against.add_argument(
         "--layout",
-        choices=["ours", "default"],
-        default="ours",
-        help="lay the network out channels-last, as digit_net does, or in torch's default",
+        choices=list(peers.LAYOUTS),
+        default="default",
+        help="how the network's weights lie when the libraries get it: as torch makes them, or "
+        "as digit_net does",
+    )
+    against.add_argument(
+        "--accuracy-rounds",
+        type=int,
+        default=3,
+        help="rounds of the robust accuracy of the whole test set, which takes minutes; 0 for none",
     )
     costs = what.add_parser("training", help="cost of an epoch, and of robustness")
     costs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -34,7 +41,9 @@ def main() -> None:
         return
     device = pick_device(options.device)
     if options.what == "peers":
-        peers.main(device, options.rounds, options.batch_sizes, options.layout)
+        peers.main(
+            device, options.rounds, options.batch_sizes, options.layout, options.accuracy_rounds
+        )
     elif options.what == "training":
         training.main(device, options.rounds, options.seeds)
     else:

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -12,24 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.worker import forget_peak, memory, timed
+
 Tasks = dict[str, Callable[[], Any]]
 
-RESULTS = Path(__file__).parent / "results"
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done all that it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(task: Callable[[], Any], device: torch.device) -> float:
-    """Time that one call of `task` takes."""
-    synchronize(device)
-    began = time.perf_counter()
-    task()
-    synchronize(device)
-    return time.perf_counter() - began
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def in_turns(
@@ -46,25 +33,13 @@ def in_turns(
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name].append(seconds(tasks[name], device))
+            times[name].append(timed(tasks[name], device)[0])
     return times
 
 
 def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
     """Median over the rounds of how many times longer `slow` took than `fast` in that round."""
     return median(s / f for s, f in zip(times[slow], times[fast], strict=True))
-
-
-def matmul(device: torch.device, n: int | None = None) -> Callable[[], Any]:
-    """One float32 product of square matrices: the yardstick of what the machine can do."""
-    n = n or matmul_size(device)
-    a, b, out = (torch.rand(n, n, device=device) for _ in range(3))
-    return lambda: torch.mm(a, b, out=out)
-
-
-def matmul_size(device: torch.device) -> int:
-    """Side of the yardstick's matrices."""
-    return 8192 if device.type == "cuda" else 2048
 
 
 def forward_and_back_flop(net: nn.Module, size: int) -> int:
@@ -91,24 +66,10 @@ def peak_megabytes(function: Callable[..., Any], *arguments: Any) -> float:
 
 def _measure(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
     device, task = function(*arguments)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        task()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
-    before = _memory("VmRSS")
+    forget_peak(device)
+    before = memory(device)
     task()
-    return (_memory("VmHWM") - before) / 1024
-
-
-def _memory(name: str) -> int:
-    """A line of this process's memory status, in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {name}: peak memory is measured on Linux only")
+    return (memory(device, peak=True) - before) / 2**20
 
 
 def device_name(device: torch.device) -> str:
@@ -135,7 +96,16 @@ def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
     found = {"device": device_name(device), "torch": torch.__version__, **content}
     path = RESULTS / f"{name}-{device.type}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"written: {path.relative_to(RESULTS.parent.parent)}")
+    print(f"written: {path.relative_to(ROOT)}", flush=True)
+
+
+def load(name: str, device: torch.device, like: dict[str, Any]) -> dict[str, Any]:
+    """Results measured before, if in the same way on the same kind of machine; else `like`."""
+    path = RESULTS / f"{name}-{device.type}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    now = {"device": device_name(device), "torch": torch.__version__, **like}
+    same = all(found.get(key) == now[key] for key in now if not isinstance(now[key], (list, dict)))
+    return found if same else like
 
 
 def table(header: list[str], rows: list[list[Any]]) -> None:

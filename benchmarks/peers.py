@@ -1,171 +1,147 @@
 """BIM by advlib and by four well-known libraries, on the chapter network, in turns."""
 
-from collections.abc import Callable
-from functools import partial
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advlib import Batches, accuracy, bim, engine, load_data, recipes
+from advlib import engine, load_data, recipes
 from benchmarks import common
+from benchmarks.worker import LIBRARIES, OURS
 
 EPS, STEPS = 0.1, 20  # alpha is a tenth of eps
-OURS = "advlib"
-Attack = Callable[[Tensor, Tensor], Tensor]
+MAKERS = {"standard": recipes.standard_net, "robust": recipes.robust_net}
+LAYOUTS = {"default": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
-def ours(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """advlib's BIM."""
-    return partial(bim, model, eps=eps, alpha=eps / 10, steps=steps)
+class Library:
+    """A library in a process of its own (benchmarks/worker.py)."""
+
+    def __init__(self, name: str) -> None:
+        """Start the process."""
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=common.ROOT
+        )
+        self.name = name
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Have `Worker.method(*arguments)` called there; return or raise what it gives."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        pickle.dump((method, arguments), self.process.stdin)
+        self.process.stdin.flush()
+        answer = pickle.load(self.process.stdout)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
 
 
-def torchattacks(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """torchattacks' BIM."""
-    import torchattacks
-
-    return torchattacks.BIM(model, eps=eps, alpha=eps / 10, steps=steps)
-
-
-def foolbox(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """Foolbox's BIM."""
-    import foolbox
-
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
-    attack = foolbox.attacks.LinfBasicIterativeAttack(
-        abs_stepsize=eps / 10, steps=steps, random_start=False
-    )
-    return lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps)
-
-
-def cleverhans(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """CleverHans' PGD without a random start, which is BIM."""
-    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
-
-    return lambda x, y: projected_gradient_descent(
-        model,
-        x,
-        eps,
-        eps / 10,
-        steps,
-        float("inf"),
-        clip_min=0.0,
-        clip_max=1.0,
-        y=y,
-        rand_init=False,
-        sanity_checks=False,
-    ).detach()
-
-
-def art(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """ART's BIM, which takes and returns NumPy arrays; putting those on the device is its part."""
-    from art.attacks.evasion import BasicIterativeMethod
-    from art.estimators.classification import PyTorchClassifier
-
-    device = next(model.parameters()).device
-    classifier = PyTorchClassifier(
-        model,
-        nn.CrossEntropyLoss(),
-        (1, 28, 28),
-        10,
-        clip_values=(0.0, 1.0),
-        device_type="gpu" if device.type == "cuda" else "cpu",
-    )
-    attack = BasicIterativeMethod(
-        classifier, eps, eps / 10, steps, batch_size=batch_size, verbose=False
-    )
-
-    def run(x: Tensor, y: Tensor) -> Tensor:
-        return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(device)
-
-    return run
-
-
-PEERS = {
-    OURS: ours,
-    "torchattacks": torchattacks,
-    "foolbox": foolbox,
-    "cleverhans": cleverhans,
-    "art": art,
-}
-
-
-def main(device: torch.device, rounds: int, batch_sizes: list[int], layout: str) -> None:
-    """Measure, print and save. `layout` is how the peers' weights lie in memory."""
-    _, test = load_data(device=device)
-    nets = {
-        name: make(device=str(device)).eval()
-        for name, make in (("standard", recipes.standard_net), ("robust", recipes.robust_net))
-    }
+def main(
+    device: torch.device, rounds: int, batch_sizes: list[int], layout: str, accuracy_rounds: int
+) -> None:
+    """Measure and print; after each batch size, save what is new beside what was there."""
+    _, test = load_data(device="cpu")
+    nets = {kind: make(device="cpu").eval() for kind, make in MAKERS.items()}
     for net in nets.values():
-        if layout == "default":
-            net.to(memory_format=torch.contiguous_format)
-    available = _available(nets["standard"])
-    rows: list[dict[str, Any]] = []
-    ratios = {}
-    yardstick = "matrix product"
-    for size in batch_sizes:
-        x, y = test.x[:size], test.y[:size]
-        attacks = {name: PEERS[name](nets["standard"], size, EPS, STEPS) for name in available}
-        found = {name: attack(x, y) for name, attack in attacks.items()}
-        checked = _check_same(nets["standard"], x, y, found)
-        tasks: common.Tasks = {name: partial(attack, x, y) for name, attack in attacks.items()}
-        tasks[yardstick] = common.matmul(device)
-        times = common.in_turns(tasks, rounds, device, warm_up=False)  # they ran for the check
-        peak = 2 * common.matmul_size(device) ** 3 / median(times[yardstick])
-        for name in available:
-            took = median(times[name])
-            flop = common.forward_and_back_flop(nets["standard"], 28) * STEPS * size
-            rows.append(
-                {
-                    "peer": name,
-                    "batch_size": size,
-                    "median_s": took,
-                    "images_per_s": size / took,
-                    "robust_accuracy": checked[name][0],
-                    "linf": checked[name][1],
-                    "peak_mb": common.peak_megabytes(_one_call, name, size, str(device), layout),
-                    "slower_than_advlib": common.ratio(times, name, OURS),
-                    "fraction_of_matmul_peak": flop / took / peak,
-                }
-            )
-        others = [name for name in available if name != OURS]
-        fastest = min(others, key=lambda name: median(times[name]))
-        ratios[str(size)] = {"fastest": fastest, "ratio": common.ratio(times, fastest, OURS)}
-        _print(rows[-len(available) :], peak, device, ratios[str(size)])
-    best = max((r for r in rows if r["peer"] != OURS), key=lambda r: r["images_per_s"])
-    only = [
-        _accuracy_only(nets[kind], kind, test, best, eps, device, rounds)
-        for kind, eps in (("standard", EPS), ("robust", EPS), ("standard", 2 * EPS))
-    ]
-    common.save(
-        "peers" if layout == "ours" else f"peers-{layout}-layout",
-        device,
-        {"rounds": rounds, "rows": rows, "fastest": ratios, "accuracy_only": only},
-    )
+        net.to(memory_format=LAYOUTS[layout])
+    with tempfile.TemporaryDirectory() as folder:
+        files = str(Path(folder) / "nets.pt")
+        torch.save({"nets": nets, "x": test.x, "y": test.y}, files)
+        libraries = started(list(LIBRARIES), files, device)
+    name = "peers" if layout == "default" else f"peers-{layout}"
+    found: dict[str, Any] = {"rounds": rounds, "layout": layout, "rows": [], "fastest": {}}
+    found = common.load(name, device, like=found)
+    try:
+        for size in batch_sizes:
+            rows, fastest = _compare(libraries, nets["standard"], test, size, device, rounds)
+            found["rows"] = [r for r in found["rows"] if r["batch_size"] != size] + rows
+            found["rows"].sort(key=lambda row: row["batch_size"])
+            found["fastest"][str(size)] = fastest
+            common.save(name, device, found)
+        if accuracy_rounds:
+            found["accuracy_only"] = _accuracies(libraries, found["rows"], accuracy_rounds)
+            common.save(name, device, found)
+    finally:
+        for library in libraries:
+            library.close()
 
 
-def _available(net: nn.Module) -> list[str]:
-    """Names of the libraries that work here; the others are reported."""
+def started(names: list[str], files: str, device: torch.device) -> list[Library]:
+    """The libraries that work here; the others are reported."""
     working = []
-    for name, make in PEERS.items():
+    for name in names:
+        library = Library(name)
         try:
-            make(net, 1, EPS, STEPS)
-            working.append(name)
-        except Exception as error:  # whatever a foreign import may raise: it is the report
-            print(f"not measured: {name} ({type(error).__name__}: {error})")
-    if len(working) < 2:
+            library.ask("start", name, files, str(device))
+            working.append(library)
+        except (RuntimeError, EOFError) as error:
+            library.close()
+            print(f"not measured: {name} ({error})")
+    if len(working) < 2 or working[0].name != OURS:
         raise SystemExit("no other library works here; make bench installs them")
     return working
 
 
-def _check_same(
-    net: nn.Module, x: Tensor, y: Tensor, found: dict[str, Tensor]
+def _compare(
+    libraries: list[Library],
+    net: nn.Module,
+    test: Any,
+    size: int,
+    device: torch.device,
+    rounds: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of one batch size, and advlib's speed over the fastest of the others."""
+    _, *others = libraries
+    yardstick = Library("matrix product")
+    attack = ("standard", size, EPS, STEPS)
+    results = {library.name: library.ask("run", *attack)[1].cpu() for library in libraries}
+    checked = check_same(net, test.x[:size], test.y[:size], results)
+    times: dict[str, list[float]] = {library.name: [] for library in libraries}
+    peaks = []
+    for i in range(rounds):
+        first = i % len(libraries)
+        for library in libraries[first:] + libraries[:first]:
+            times[library.name].append(library.ask("run", *attack)[0])
+        peaks.append(yardstick.ask("matrix_product", str(device)))
+    yardstick.close()
+    flop = common.forward_and_back_flop(net, 28) * STEPS * size
+    rows = [
+        {
+            "peer": library.name,
+            "batch_size": size,
+            "median_s": median(times[library.name]),
+            "images_per_s": size / median(times[library.name]),
+            "robust_accuracy": checked[library.name][0],
+            "linf": checked[library.name][1],
+            "peak_mb": library.ask("peak_megabytes", "standard", size),
+            "times_advlib": common.ratio(times, library.name, OURS),
+            "fraction_of_matmul_peak": flop / median(times[library.name]) / median(peaks),
+        }
+        for library in libraries
+    ]
+    quickest = min((library.name for library in others), key=lambda name: median(times[name]))
+    fastest = {"fastest": quickest, "ratio": common.ratio(times, quickest, OURS)}
+    _print(rows, median(peaks), device, fastest)
+    return rows, fastest
+
+
+def check_same(
+    net: nn.Module, x: Tensor, y: Tensor, results: dict[str, Tensor]
 ) -> dict[str, tuple[float, float]]:
     """Robust accuracy and largest change of each result, once they are known to agree."""
     checked = {}
-    for name, x_adv in found.items():
+    for name, x_adv in results.items():
         right = (engine.logits(net, x_adv).argmax(1) == y).float().mean().item()
         checked[name] = right, (x_adv - x).abs().max().item()
     ours_right, ours_linf = checked[OURS]
@@ -176,60 +152,36 @@ def _check_same(
     return checked
 
 
-def _one_call(name: str, size: int, device: str, layout: str) -> tuple[torch.device, Any]:
-    """For `peak_megabytes`: everything but the call itself."""
-    place = torch.device(device)
-    _, test = load_data(device=place)
-    net = recipes.standard_net(device=device).eval()
-    if layout == "default":
-        net.to(memory_format=torch.contiguous_format)
-    attack = PEERS[name](net, size, EPS, steps=2)  # more steps take no more memory
-    x, y = test.x[:size], test.y[:size]
-    attack(x[:2], y[:2])  # what is allocated once
-    return place, partial(attack, x, y)
-
-
-def _accuracy_only(
-    net: nn.Module,
-    kind: str,
-    test: Any,
-    best: dict[str, Any],
-    eps: float,
-    device: torch.device,
-    rounds: int,
-) -> dict[str, Any]:
+def _accuracies(
+    libraries: list[Library], rows: list[dict[str, Any]], rounds: int
+) -> list[dict[str, Any]]:
     """Robust accuracy of the test set: the fastest peer at its best batch size, and ours."""
-    peer, batch_size = best["peer"], best["batch_size"]
-    attack = PEERS[peer](net, batch_size, eps, STEPS)
-    batches = Batches(test.x, test.y, batch_size=batch_size)
-    whole = Batches(test.x, test.y, batch_size=1000)
-    early = partial(bim, eps=eps, alpha=eps / 10, steps=STEPS, early_exit=True)
-    answers: dict[str, float] = {}
-
-    def theirs() -> None:
-        right = sum(int((net(attack(x, y)).argmax(1) == y).sum()) for x, y in batches)
-        answers[peer] = right / len(test.x)
-
-    def with_early_exit() -> None:
-        answers[OURS] = accuracy(net, whole, attack=early)
-
-    times = common.in_turns({OURS: with_early_exit, peer: theirs}, rounds, device)
-    found = {
-        "network": kind,
-        "eps": eps,
-        "peer": peer,
-        "batch_size": batch_size,
-        "ratio": common.ratio(times, peer, OURS),
-        "median_s": median(times[OURS]),
-        "peer_median_s": median(times[peer]),
-        "robust_accuracy": answers[OURS],
-        "peer_robust_accuracy": answers[peer],
-    }
-    print(
-        f"accuracy only, {kind} network, eps {eps}: {peer} (batch {batch_size}) "
-        f"{found['peer_median_s']:.1f} s for {answers[peer]:.4f}, advlib "
-        f"{found['median_s']:.1f} s for {answers[OURS]:.4f}: {found['ratio']:.2f} times"
-    )
+    ours, *others = libraries
+    best = max((row for row in rows if row["peer"] != OURS), key=lambda row: row["images_per_s"])
+    (peer,) = (library for library in others if library.name == best["peer"])
+    found = []
+    for kind, eps in (("standard", EPS), ("robust", EPS), ("standard", 2 * EPS)):
+        times: dict[str, list[float]] = {OURS: [], peer.name: []}
+        for _ in range(rounds):
+            took, mine = ours.ask("robust_accuracy", kind, 1000, eps, STEPS)
+            times[OURS].append(took)
+            took, theirs = peer.ask("robust_accuracy", kind, best["batch_size"], eps, STEPS)
+            times[peer.name].append(took)
+        found.append(
+            {
+                "network": kind,
+                "eps": eps,
+                "peer": peer.name,
+                "batch_size": best["batch_size"],
+                "rounds": rounds,
+                "ratio": common.ratio(times, peer.name, OURS),
+                "median_s": median(times[OURS]),
+                "peer_median_s": median(times[peer.name]),
+                "robust_accuracy": mine,
+                "peer_robust_accuracy": theirs,
+            }
+        )
+        print("accuracy only:", found[-1], flush=True)
     return found
 
 
@@ -245,7 +197,7 @@ def _print(
                 row["peer"],
                 f"{row['median_s']:.3f}",
                 f"{row['images_per_s']:.0f}",
-                f"{row['slower_than_advlib']:.2f}",
+                f"{row['times_advlib']:.2f}",
                 f"{row['fraction_of_matmul_peak']:.2f}",
                 f"{row['robust_accuracy']:.4f}",
                 f"{row['linf']:.4f}",

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from advlib import Batches, accuracy, cyclic, digit_net, fit, load_data, recipes
 from benchmarks import common
+from benchmarks.worker import timed
 
 
 def main(device: torch.device, rounds: int, seeds: list[int]) -> None:
@@ -96,7 +97,7 @@ def _run(name: str, recipe: recipes.Recipe, device: torch.device) -> dict[str, A
     batches = Batches(
         train.x, train.y, batch_size=recipe.batch_size, shuffle=True, generator=generator
     )
-    took = common.seconds(
+    took, _ = timed(
         lambda: fit(
             net,
             batches,

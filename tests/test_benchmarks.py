@@ -1,13 +1,17 @@
 """The measuring itself, and the results that book and README show."""
 
 import json
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from advlib import bim, digit_net, load_data
+from advlib import Batches, accuracy, bim, digit_net, load_data
 from benchmarks import common, peers
+from benchmarks.worker import LIBRARIES, OURS
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -50,37 +54,73 @@ def test_peak_memory_is_what_the_call_takes_and_not_what_was_there():
 def test_an_attack_that_does_something_else_is_not_compared():
     x, y = (part[:20] for part in load_data()[1][:2])
     net = digit_net(generator=torch.Generator().manual_seed(0))
-    same = {name: bim(net, x, y, eps=0.1, alpha=0.01, steps=3) for name in (peers.OURS, "other")}
-    checked = peers._check_same(net, x, y, same)
-    assert checked["other"] == checked[peers.OURS]
+    same = {name: bim(net, x, y, eps=0.1, alpha=0.01, steps=3) for name in (OURS, "other")}
+    checked = peers.check_same(net, x, y, same)
+    assert checked["other"] == checked[OURS]
     for other in (bim(net, x, y, eps=0.09, alpha=0.03, steps=3), x):
         with pytest.raises(SystemExit, match="other did something else"):
-            peers._check_same(net, x, y, same | {"other": other})
+            peers.check_same(net, x, y, same | {"other": other})
 
 
-def test_a_library_that_is_missing_is_reported(monkeypatch, capsys):
-    def missing(*given):
-        raise ModuleNotFoundError("no such library")
+@pytest.fixture
+def files(tmp_path):
+    """Networks and images as the workers get them."""
+    x, y = (part[:20] for part in load_data()[1][:2])
+    net = digit_net(generator=torch.Generator().manual_seed(0)).eval()
+    path = tmp_path / "nets.pt"
+    torch.save({"nets": {"standard": net, "robust": net}, "x": x, "y": y}, path)
+    return str(path), net, x, y
 
-    monkeypatch.setattr(peers, "PEERS", {peers.OURS: peers.ours, "a": missing, "b": peers.ours})
-    assert peers._available(digit_net()) == [peers.OURS, "b"]
-    assert capsys.readouterr().out == ("not measured: a (ModuleNotFoundError: no such library)\n")
-    monkeypatch.setattr(peers, "PEERS", {peers.OURS: peers.ours, "a": missing})
+
+def test_a_library_is_asked_in_its_own_process(files):
+    path, net, x, y = files
+    libraries = peers.started([OURS, OURS], path, CPU)
+    took, found = libraries[1].ask("run", "standard", 5, 0.1, 3)
+    torch.testing.assert_close(found, bim(net, x[:5], y[:5], eps=0.1, alpha=0.01, steps=3))
+    assert took > 0
+    _, right = libraries[0].ask("robust_accuracy", "standard", 8, 0.1, 3)
+    early = partial(bim, eps=0.1, alpha=0.01, steps=3, early_exit=True)
+    assert right == accuracy(net, Batches(x, y), attack=early)
+    with pytest.raises(RuntimeError, match="KeyError: 'no net'"):
+        libraries[0].ask("run", "no net", 5, 0.1, 3)
+    for library in libraries:
+        library.close()
+
+
+def test_a_library_that_does_not_work_is_reported(files, capsys):
     with pytest.raises(SystemExit, match="no other library works here"):
-        peers._available(digit_net())
+        peers.started([OURS, "no such library"], files[0], CPU)
+    assert "not measured: no such library (KeyError: 'no such library')" in capsys.readouterr().out
+
+
+def test_other_libraries_run_without_advlib_in_their_process():
+    code = "import sys, benchmarks.worker; sys.exit('advlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_results_of_the_same_machine_are_kept_and_others_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    first = {"rounds": 7, "rows": [1]}
+    assert common.load("a", CPU, like={"rounds": 7, "rows": []}) == {"rounds": 7, "rows": []}
+    common.save("a", CPU, first)
+    assert common.load("a", CPU, like={"rounds": 7, "rows": []})["rows"] == [1]
+    assert common.load("a", CPU, like={"rounds": 3, "rows": []})["rows"] == []
+    monkeypatch.setattr(common, "device_name", lambda device: "another machine")
+    assert common.load("a", CPU, like={"rounds": 7, "rows": []})["rows"] == []
 
 
 def test_published_comparison_is_complete_and_fair():
     found = result("peers-cpu")
     assert found["rounds"] >= 7
-    assert {row["peer"] for row in found["rows"]} == set(peers.PEERS)
-    for size in (100, 500, 5000):
+    assert {row["peer"] for row in found["rows"]} == set(LIBRARIES)
+    for size in {row["batch_size"] for row in found["rows"]}:
         rows = [row for row in found["rows"] if row["batch_size"] == size]
-        assert len(rows) == len(peers.PEERS)
+        assert len(rows) == len(LIBRARIES)
         robust = [row["robust_accuracy"] for row in rows]
         assert max(robust) - min(robust) <= 0.005
         assert max(row["linf"] for row in rows) - min(row["linf"] for row in rows) <= 1e-5
-        fastest = max(rows, key=lambda row: row["images_per_s"] * (row["peer"] != peers.OURS))
+        fastest = max(rows, key=lambda row: row["images_per_s"] * (row["peer"] != OURS))
         assert found["fastest"][str(size)]["fastest"] == fastest["peer"]
     for row in found["rows"]:
         assert row["images_per_s"] == pytest.approx(row["batch_size"] / row["median_s"])

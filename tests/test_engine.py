@@ -372,6 +372,25 @@ def test_only_floating_dtypes_are_taken(dtype):
 # CUDA graphs
 
 
+def test_a_graph_belongs_to_its_weights_and_to_what_is_done_with_them():
+    def key(model, dtype=DOUBLE):
+        x = digits(2)[0]
+        return passes.written_out(model, x, dtype).key
+
+    model = net()
+    first = key(model)
+    with torch.no_grad():
+        model.conv2.weight *= 2
+    assert key(model) == first  # changed in place: the same memory
+    others = [key(model, torch.float32), key(net())]
+    model.conv2.padding = (2, 2)
+    others.append(key(model))
+    model.conv2.padding = (1, 1)
+    del model.relu1
+    others.append(key(model))
+    assert len({first, *others}) == 5
+
+
 def test_sizes_of_graphs_are_few_and_little_larger():
     sizes = [graphs._rounded_up(n) for n in range(1, 5001)]
     assert all(n <= size <= max(n * 9 / 8, n + 7) for n, size in enumerate(sizes, start=1))

@@ -55,6 +55,7 @@ class _Graph:
         with torch.cuda.graph(self.graph, pool=_memory()):
             passes.prepare()  # part of the graph: the weights change between replays
             self.found = step(self.x, self.y)
+        passes.prepare()  # for steps without a graph: the above was recorded, not done
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
         self.x[: len(x)].copy_(x)

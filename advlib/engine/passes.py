@@ -19,6 +19,7 @@ Grads = dict[nn.Parameter, Tensor]
 class Layer(Protocol):
     """One step of the passes: a layer, with the ReLU that belongs to it."""
 
+    relu: bool
     settings: tuple[Any, ...]
 
     def prepare(self, dtype: torch.dtype) -> None:
@@ -169,9 +170,11 @@ class _Linear:
 class _Normalisation:
     """advlib's `Normalize`."""
 
+    relu = False
+    settings = ()
+
     def __init__(self, layer: Any) -> None:
         self.layer = layer
-        self.settings = ()
 
     def prepare(self, dtype: torch.dtype) -> None:
         self.mean, self.std = self.layer.mean.to(dtype), self.layer.std.to(dtype)
@@ -195,7 +198,7 @@ class Passes:
         self.key = (
             dtype,
             *(tensor.data_ptr() for tensor in tensors),
-            *((type(layer), layer.settings) for layer in layers),
+            *((type(layer), layer.relu, layer.settings) for layer in layers),
         )
         self.prepare()
 
@@ -231,12 +234,14 @@ class Passes:
 
 def written_out(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Passes | None:
     """Return the passes of `model` for images like `x`, or None where only autograd will do."""
+    if x.ndim not in (2, 4):
+        return None
     modules = _flat(model)
     if torch.is_autocast_enabled(x.device.type) or any(map(_is_watched, modules)):
         return None
     if any(p.dtype != x.dtype or p.device != x.device for p in model.parameters()):
         return None
-    layers = _translate([m for m in modules if type(m) is not nn.Sequential], x.ndim)
+    layers = _translate([m for m in modules if type(m) is not nn.Sequential], flat=x.ndim == 2)
     return None if layers is None else Passes(model, layers, dtype)
 
 
@@ -258,11 +263,10 @@ def _is_watched(module: nn.Module) -> bool:
     )
 
 
-def _translate(modules: list[nn.Module], dimensions: int) -> list[Layer] | None:
+def _translate(modules: list[nn.Module], *, flat: bool) -> list[Layer] | None:
     """Give each module its written-out form; None if one is not known, or stands out of place."""
     layers: list[Layer] = []
     todo = list(modules)
-    flat = dimensions == 2
     while todo:
         module = todo.pop(0)
         relu = bool(todo) and type(todo[0]) is nn.ReLU
@@ -287,8 +291,7 @@ def _translate(modules: list[nn.Module], dimensions: int) -> list[Layer] | None:
             return None
         if relu:
             todo.pop(0)
-    known_input = dimensions in (2, 4)
-    return layers if known_input and layers and isinstance(layers[-1], _Linear) else None
+    return layers if layers and isinstance(layers[-1], _Linear) else None
 
 
 def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
