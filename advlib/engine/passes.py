@@ -276,10 +276,8 @@ def _translate(modules: list[nn.Module], *, flat: bool) -> list[Layer] | None:
                 relu = False
             layers.append(_Convolution(module, relu))
         elif _is_plain(module, nn.MaxPool2d) and not flat:
-            before = layers[-1] if layers else None
-            layers.append(
-                _Pooling(module, relu, isinstance(before, _Convolution) and not before.relu)
-            )
+            reuse = bool(layers) and isinstance(layers[-1], _Convolution)
+            layers.append(_Pooling(module, relu, reuse))
         elif type(module) is nn.Linear and flat:
             layers.append(_Linear(module, relu))
         elif type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
