@@ -56,6 +56,7 @@ bench: ## compare with four attack libraries and measure, into benchmarks/result
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	$(BENCH)/bin/python -m benchmarks install
 	$(BENCH)/bin/python -m benchmarks peers
+	$(BENCH)/bin/python -m benchmarks peers --layout channels-last --batch-sizes 100 500 --accuracy-rounds 0
 	$(BENCH)/bin/python -m benchmarks training
 	$(BENCH)/bin/python -m benchmarks scaling
 	$(BENCH)/bin/python -m tools.readme_table

@@ -7,14 +7,16 @@ import tomllib
 from pathlib import Path
 
 from advlib import pick_device
-from benchmarks import peers, scaling, training
+from benchmarks import common, peers, scaling, training
 
 
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", help="cpu or cuda; the best one present by default")
-    parser.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
+    parser.add_argument(
+        "--rounds", type=int, default=common.ROUNDS, help="how often each thing is timed"
+    )
     what = parser.add_subparsers(dest="what", required=True)
     against = what.add_parser("peers", help="BIM against four other libraries (make bench)")
     against.add_argument("--batch-sizes", type=int, nargs="*", default=[100, 500, 5000])

@@ -17,6 +17,7 @@ Tasks = dict[str, Callable[[], Any]]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+ROUNDS = 7  # fewer are a first impression
 
 
 def in_turns(
@@ -43,7 +44,10 @@ def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
 
 
 def forward_and_back_flop(net: nn.Module, size: int) -> int:
-    """Multiplications and additions of one image's way forward and of its gradient back."""
+    """Multiplications and additions of one image's way forward and of its gradient back.
+
+    For networks like the chapters': every convolution keeps the image's size.
+    """
     flop, pixels = 0, size * size
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
@@ -92,7 +96,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
-    """Write results/NAME-DEVICE.json."""
+    """Write results/NAME-DEVICE.json, unless there were too few rounds to trust."""
+    if content["rounds"] < ROUNDS:
+        print(f"not written: results of fewer than {ROUNDS} rounds")
+        return
     found = {"device": device_name(device), "torch": torch.__version__, **content}
     path = RESULTS / f"{name}-{device.type}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +43,11 @@ class Library:
             raise answer
         return answer
 
-    def close(self) -> None:
+    def __enter__(self) -> "Library":
+        """Nothing to do: the process runs."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """End the process."""
         self.process.communicate()
 
@@ -55,38 +60,38 @@ def main(
     nets = {kind: make(device="cpu").eval() for kind, make in MAKERS.items()}
     for net in nets.values():
         net.to(memory_format=LAYOUTS[layout])
-    with tempfile.TemporaryDirectory() as folder:
-        files = str(Path(folder) / "nets.pt")
-        torch.save({"nets": nets, "x": test.x, "y": test.y}, files)
-        libraries = started(list(LIBRARIES), files, device)
     name = "peers" if layout == "default" else f"peers-{layout}"
     found: dict[str, Any] = {"rounds": rounds, "layout": layout, "rows": [], "fastest": {}}
     found = common.load(name, device, like=found)
-    try:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
+        files = str(Path(folder) / "nets.pt")
+        torch.save({"nets": nets, "x": test.x, "y": test.y}, files)
+        libraries = started(list(LIBRARIES), files, device, processes)
         for size in batch_sizes:
             rows, fastest = _compare(libraries, nets["standard"], test, size, device, rounds)
             found["rows"] = [r for r in found["rows"] if r["batch_size"] != size] + rows
             found["rows"].sort(key=lambda row: row["batch_size"])
             found["fastest"][str(size)] = fastest
+            found["fastest"] = {
+                key: found["fastest"][key] for key in sorted(found["fastest"], key=int)
+            }
             common.save(name, device, found)
         if accuracy_rounds:
             found["accuracy_only"] = _accuracies(libraries, found["rows"], accuracy_rounds)
             common.save(name, device, found)
-    finally:
-        for library in libraries:
-            library.close()
 
 
-def started(names: list[str], files: str, device: torch.device) -> list[Library]:
-    """The libraries that work here; the others are reported."""
+def started(
+    names: list[str], files: str, device: torch.device, processes: ExitStack
+) -> list[Library]:
+    """The libraries that work here, each until `processes` ends; the others are reported."""
     working = []
     for name in names:
-        library = Library(name)
+        library = processes.enter_context(Library(name))
         try:
             library.ask("start", name, files, str(device))
             working.append(library)
-        except (RuntimeError, EOFError) as error:
-            library.close()
+        except (RuntimeError, EOFError, OSError) as error:
             print(f"not measured: {name} ({error})")
     if len(working) < 2 or working[0].name != OURS:
         raise SystemExit("no other library works here; make bench installs them")
@@ -103,18 +108,17 @@ def _compare(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of one batch size, and advlib's speed over the fastest of the others."""
     _, *others = libraries
-    yardstick = Library("matrix product")
     attack = ("standard", size, EPS, STEPS)
     results = {library.name: library.ask("run", *attack)[1].cpu() for library in libraries}
     checked = check_same(net, test.x[:size], test.y[:size], results)
     times: dict[str, list[float]] = {library.name: [] for library in libraries}
     peaks = []
-    for i in range(rounds):
-        first = i % len(libraries)
-        for library in libraries[first:] + libraries[:first]:
-            times[library.name].append(library.ask("run", *attack)[0])
-        peaks.append(yardstick.ask("matrix_product", str(device)))
-    yardstick.close()
+    with Library("matrix product") as yardstick:
+        for i in range(rounds):
+            first = i % len(libraries)
+            for library in libraries[first:] + libraries[:first]:
+                times[library.name].append(library.ask("run", *attack)[0])
+            peaks.append(yardstick.ask("matrix_product", str(device)))
     flop = common.forward_and_back_flop(net, 28) * STEPS * size
     rows = [
         {
@@ -126,13 +130,13 @@ def _compare(
             "linf": checked[library.name][1],
             "peak_mb": library.ask("peak_megabytes", "standard", size),
             "times_advlib": common.ratio(times, library.name, OURS),
-            "fraction_of_matmul_peak": flop / median(times[library.name]) / median(peaks),
+            "fraction_of_matmul_peak": flop / median(times[library.name]) / max(peaks),
         }
         for library in libraries
     ]
     quickest = min((library.name for library in others), key=lambda name: median(times[name]))
     fastest = {"fastest": quickest, "ratio": common.ratio(times, quickest, OURS)}
-    _print(rows, median(peaks), device, fastest)
+    _print(rows, max(peaks), device, fastest)
     return rows, fastest
 
 

@@ -48,6 +48,9 @@ NETWORKS = {
     "normalised": lambda: nn.Sequential(
         Normalize([0.4, 0.5], [0.2, 0.3]), conv(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(192, 4)
     ),
+    "normalised linear": lambda: nn.Sequential(
+        Normalize([0.4, 0.5], [0.2, 0.3]), nn.Flatten(), nn.Linear(128, 4)
+    ),
     "nested": lambda: nn.Sequential(
         nn.Sequential(conv(2, 9, 3), nn.ReLU()),
         nn.Sequential(nn.MaxPool2d(2), nn.Flatten()),
@@ -117,6 +120,17 @@ def test_written_out_passes_equal_autograd(name):
         exact(found, scores.detach())
         exact(gradient, leaf.grad)
     assert torch.equal(x, before)
+
+
+def test_grey_images_in_front_of_three_means_get_a_grey_gradient():
+    model = nn.Sequential(
+        Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.1]), conv(3, 2, 3), nn.Flatten(), nn.Linear(128, 4)
+    ).to(DOUBLE)
+    x, y = pictures()
+    x = x[:, :1].clone().requires_grad_()
+    assert is_written_out(model, x)
+    F.cross_entropy(model(x), y, reduction="sum").backward()
+    exact(engine.gradient(model, x.detach(), y), x.grad)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -294,6 +308,7 @@ def test_hooks_are_called():
         model.register_forward_pre_hook,
         model.relu1.register_full_backward_hook,
         model.linear.weight.register_hook,
+        model.linear.weight.register_post_accumulate_grad_hook,
     ):
         assert is_written_out(model, x)
         handle = register(lambda *given: seen.append(1))
@@ -388,7 +403,9 @@ def test_a_graph_belongs_to_its_weights_and_to_what_is_done_with_them():
     model.conv2.padding = (1, 1)
     del model.relu1
     others.append(key(model))
-    assert len({first, *others}) == 5
+    model.conv1.weight.requires_grad_(False)
+    others.append(key(model))
+    assert len({first, *others}) == 6
 
 
 def test_sizes_of_graphs_are_few_and_little_larger():

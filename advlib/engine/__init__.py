@@ -11,7 +11,8 @@ layers the pass forward and the pass back are written out in `engine.passes`. Ti
 - a gradient for the pixels computes none for the weights;
 - on CUDA the passes are recorded as a graph, once, and replayed (`engine.graphs`).
 
-`off()` switches all of it off: results are the same up to rounding, only slower. Images must be
+`off()` switches all of it off: results are the same up to rounding, only slower. Freed memory is
+also kept for the next step instead of going back to the system, from the import on. Images must be
 independent of each other in evaluation mode, as in any network that normalises by fixed statistics.
 """
 
@@ -86,7 +87,8 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def logits_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (n, classes) of `x` in full precision, and the gradient as `gradient` gives it."""
     scores, slopes = _pixels(model, x, y)
-    return scores if _precision is None else logits(model, x), slopes
+    exact = _precision is None or _passes(model, x) is None
+    return scores if exact else logits(model, x), slopes
 
 
 def backward(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -137,13 +139,16 @@ def _autograd(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _passes(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Passes | None:
     """The written-out passes of `model`, or None where only autograd will do."""
-    known = _enabled and x.device.type in _BLOCK_VALUES
-    return written_out(model, x, dtype or x.dtype) if known else None
+    return written_out(model, x, dtype or x.dtype) if _is_on(x) else None
+
+
+def _is_on(x: Tensor) -> bool:
+    return _enabled and x.device.type in _BLOCK_VALUES
 
 
 def _blocks(x: Tensor) -> int:
     """In how many blocks of equal size to cut a batch."""
-    if not _enabled or x.device.type not in _BLOCK_VALUES:
+    if not _is_on(x):
         return 1
     size = max(_SMALLEST_BLOCK, _BLOCK_VALUES[x.device.type] // x[0].numel())
     return -(-len(x) // size)

@@ -1,9 +1,8 @@
 """CUDA graphs: a step is recorded once and then replayed with one launch."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +54,7 @@ class _Graph:
         with torch.cuda.graph(self.graph, pool=_memory()):
             passes.prepare()  # part of the graph: the weights change between replays
             self.found = step(self.x, self.y)
+        _alive.add(self)
         passes.prepare()  # for steps without a graph: the above was recorded, not done
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -64,10 +64,19 @@ class _Graph:
         return [tensor.clone() for tensor in self.found]
 
 
-@cache
+_alive: WeakSet[_Graph] = WeakSet()
+_pool: Any = None
+
+
 def _memory() -> Any:
-    """Memory that all graphs share: no two run at a time, and their results are copied out."""
-    return torch.cuda.graph_pool_handle()
+    """Memory that all graphs share: no two run at a time, and their results are copied out.
+
+    With the last graph the memory goes, and its handle can't be used again.
+    """
+    global _pool
+    if not _alive:
+        _pool = torch.cuda.graph_pool_handle()
+    return _pool
 
 
 def _rounded_up(n: int) -> int:

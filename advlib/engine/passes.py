@@ -21,6 +21,7 @@ class Layer(Protocol):
 
     relu: bool
     settings: tuple[Any, ...]
+    has_weights: bool
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Take the weights as they are now, in the order and dtype of the passes."""
@@ -37,6 +38,8 @@ class Layer(Protocol):
 
 class _Convolution:
     """A convolution, and the ReLU after it if `relu`."""
+
+    has_weights = True
 
     def __init__(self, layer: Any, relu: bool) -> None:
         self.layer, self.relu = layer, relu
@@ -102,6 +105,8 @@ class _Convolution:
 class _Pooling:
     """A max-pooling, and the ReLU beside it if `relu`: the order of these two does not matter."""
 
+    has_weights = False
+
     def __init__(self, layer: Any, relu: bool, reuse: bool) -> None:
         self.relu = relu
         self.reuse = reuse  # the input is of no further use: its gradient may take its place
@@ -130,6 +135,8 @@ class _Pooling:
 
 class _Linear:
     """A linear layer, with the flattening of images before it and the ReLU after it if `relu`."""
+
+    has_weights = True
 
     def __init__(self, layer: Any, relu: bool) -> None:
         self.layer, self.relu = layer, relu
@@ -172,6 +179,7 @@ class _Normalisation:
 
     relu = False
     settings = ()
+    has_weights = False
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
@@ -180,10 +188,11 @@ class _Normalisation:
         self.mean, self.std = self.layer.mean.to(dtype), self.layer.std.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.shape = x.shape
         return (x - self.mean) / self.std
 
     def back(self, g: Tensor, grads: Grads | None, first: bool) -> Tensor:
-        return g / self.std
+        return (g / self.std).sum_to_size(self.shape)  # grey images in front of three means
 
 
 class Passes:
@@ -197,7 +206,7 @@ class Passes:
         # where the weights lie and what is done with them: all that a recorded graph depends on
         self.key = (
             dtype,
-            *(tensor.data_ptr() for tensor in tensors),
+            *((t.data_ptr(), t.shape, t.stride(), t.requires_grad) for t in tensors),
             *((type(layer), layer.relu, layer.settings) for layer in layers),
         )
         self.prepare()
@@ -227,8 +236,11 @@ class Passes:
         return losses.mean(), *(grads[parameter] for parameter in self.parameters)
 
     def _back(self, g: Tensor, grads: Grads | None) -> Tensor:
-        for layer in reversed(self.layers):
-            g = layer.back(g, grads, first=layer is self.layers[0])
+        layers = self.layers
+        if grads is not None:  # nothing before the first layer with weights wants a gradient
+            layers = layers[next(i for i, layer in enumerate(layers) if layer.has_weights) :]
+        for layer in reversed(layers):
+            g = layer.back(g, grads, first=layer is layers[0])
         return g
 
 
@@ -259,7 +271,10 @@ def _is_watched(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or any(p is not None and p._backward_hooks for p in module._parameters.values())
+        or any(
+            p._backward_hooks or p._post_accumulate_grad_hooks
+            for p in module.parameters(recurse=False)
+        )
     )
 
 
