@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advlib.engine.graphs import replayed
-from advlib.engine.passes import Passes, written_out
+from advlib.engine.passes import Loss, Passes, written_out
 
 # Input values in a block: 51 digits keep a CPU's cache warm, 2,551 fill a GPU in about a gigabyte.
 _BLOCK_VALUES = {"cpu": 40_000, "cuda": 2_000_000}
@@ -84,9 +84,15 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return _pixels(model, x, y)[1]
 
 
-def logits_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) of `x` in full precision, and the gradient as `gradient` gives it."""
-    scores, slopes = _pixels(model, x, y)
+def logits_and_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (n, classes) of `x` in full precision, and the gradient as `gradient` gives it.
+
+    `loss(logits, y)`, one number for each image, takes the place of cross-entropy if given; `y`
+    may then be any tensor of n rows.
+    """
+    scores, slopes = _pixels(model, x, y, loss)
     exact = _precision is None or _passes(model, x) is None
     return scores if exact else logits(model, x), slopes
 
@@ -115,26 +121,30 @@ def backward(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return mean
 
 
-def _pixels(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _pixels(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss | None = None
+) -> tuple[Tensor, Tensor]:
     passes = _passes(model, x, _precision)
     blocks = _blocks(x)
     found = [
-        _autograd(model, *part) if passes is None else replayed(model, passes, "pixels", *part)
+        _autograd(model, *part, loss)
+        if passes is None
+        else replayed(model, passes, "pixels", *part, loss)
         for part in zip(x.tensor_split(blocks), y.tensor_split(blocks), strict=True)
     ]
     scores, slopes = zip(*found, strict=True)
     return _joined(scores), _joined(slopes)
 
 
-def _autograd(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _autograd(model: nn.Module, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.enable_grad():
         # copies, because a tensor made in inference mode can take no part in a gradient
         x, y = x.detach().clone().requires_grad_(), y.clone()
         scores = model(x)
         # summed, so that a row does not depend on the batch it came in
-        loss = F.cross_entropy(scores, y, reduction="sum")
+        losses = F.cross_entropy(scores, y, reduction="sum") if loss is None else loss(scores, y)
         # grad, not backward: parameter gradients are neither computed nor touched
-        return scores.detach(), torch.autograd.grad(loss, x)[0]
+        return scores.detach(), torch.autograd.grad(losses.sum(), x)[0]
 
 
 def _passes(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Passes | None:

@@ -7,16 +7,23 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from advlib.engine.passes import Passes
+from advlib.engine.passes import Loss, Passes
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 _MOST_GRAPHS = 64
 
 
-def replayed(model: nn.Module, passes: Passes, kind: str, x: Tensor, y: Tensor) -> list[Tensor]:
-    """Take the step `passes.pixels` or `passes.weights`; on CUDA by a graph, from the second on."""
+def replayed(
+    model: nn.Module, passes: Passes, kind: str, x: Tensor, y: Tensor, loss: Loss | None = None
+) -> list[Tensor]:
+    """Take the step `passes.pixels` or `passes.weights`; on CUDA by a graph, from the second on.
+
+    Another `loss` than cross-entropy is not recorded: it may do what a graph can't hold.
+    """
     step: Step = getattr(passes, kind)
     with torch.inference_mode(False), torch.no_grad():
+        if loss is not None:
+            return list(passes.pixels(x, y, loss))
         if not x.is_cuda:
             return list(step(x, y))
         with torch.cuda.device(x.device):

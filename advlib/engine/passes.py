@@ -4,6 +4,7 @@ A layer's `forward` keeps what its way back needs, and `back` lets go of it. `ba
 the gradient it is handed, which no one else holds.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,8 @@ from advlib.models import Normalize
 
 aten = torch.ops.aten
 Grads = dict[nn.Parameter, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Loss of each image, from logits (n, classes) and labels, which may be any tensor of n rows."""
 
 
 class Layer(Protocol):
@@ -222,11 +225,11 @@ class Passes:
             x = layer.forward(x)
         return x
 
-    def pixels(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """Logits, and the gradient of the summed cross-entropy for the pixels."""
+    def pixels(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> tuple[Tensor, ...]:
+        """Logits, and the gradient of the summed loss (cross-entropy) for the pixels."""
         scores = self.forward(x.to(self.dtype))
-        g = self._back(_loss(scores, y)[1], None)
-        return scores.to(x.dtype), g.to(x.dtype)
+        g = _loss(scores, y)[1] if loss is None else slope(loss, scores, y)
+        return scores.to(x.dtype), self._back(g, None).to(x.dtype)
 
     def weights(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Mean cross-entropy, and its gradient for each of `parameters`."""
@@ -248,7 +251,7 @@ def written_out(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Passes | Non
     """Return the passes of `model` for images like `x`, or None where only autograd will do."""
     if x.ndim not in (2, 4):
         return None
-    modules = _flat(model)
+    modules = flat_modules(model)
     if torch.is_autocast_enabled(x.device.type) or any(map(_is_watched, modules)):
         return None
     if any(p.dtype != x.dtype or p.device != x.device for p in model.parameters()):
@@ -257,11 +260,11 @@ def written_out(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Passes | Non
     return None if layers is None else Passes(model, layers, dtype)
 
 
-def _flat(module: nn.Module) -> list[nn.Module]:
+def flat_modules(module: nn.Module) -> list[nn.Module]:
     """A module and, if it is a Sequential, all that is in it, in the order in which it runs."""
     if type(module) is not nn.Sequential:
         return [module]
-    return [module, *(inner for child in module for inner in _flat(child))]
+    return [module, *(inner for child in module for inner in flat_modules(child))]
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -321,6 +324,13 @@ def _loss(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     log_p = scores.log_softmax(1)
     rows = y.unsqueeze(1)
     return -log_p.gather(1, rows), log_p.exp().scatter_(1, rows, log_p.gather(1, rows).expm1())
+
+
+def slope(loss: Loss, scores: Tensor, y: Tensor) -> Tensor:
+    """Gradient of the summed `loss` for the logits."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = scores.detach().clone().requires_grad_()
+        return torch.autograd.grad(loss(leaf, y).sum(), leaf)[0]
 
 
 def _through_relu(g: Tensor, out: Tensor) -> Tensor:
