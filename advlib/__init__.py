@@ -1,11 +1,22 @@
 """Adversarial attacks, adversarial training and robust evaluation, small enough to read."""
 
-from advlib.attacks import bim, fgsm, input_gradient, pgd
+from advlib.attacks import (
+    apgd,
+    autoattack,
+    bim,
+    fgsm,
+    input_gradient,
+    n_fgsm,
+    pgd,
+    square,
+)
 from advlib.data import Batches, Images, load_data
 from advlib.evaluation import accuracy, correct, predict, robust_accuracy, wilson_interval
 from advlib.models import Normalize, digit_net
+from advlib.report import Report, robustness_report
 from advlib.runtime import evaluation_mode, pick_device, seed_everything
 from advlib.training import History, cyclic, fit
+from advlib.verification import Verification, output_bounds, verify
 
 __version__ = "0.1.0"
 
@@ -14,7 +25,11 @@ __all__ = [
     "History",
     "Images",
     "Normalize",
+    "Report",
+    "Verification",
     "accuracy",
+    "apgd",
+    "autoattack",
     "bim",
     "correct",
     "cyclic",
@@ -24,10 +39,15 @@ __all__ = [
     "fit",
     "input_gradient",
     "load_data",
+    "n_fgsm",
+    "output_bounds",
     "pgd",
     "pick_device",
     "predict",
     "robust_accuracy",
+    "robustness_report",
     "seed_everything",
+    "square",
+    "verify",
     "wilson_interval",
 ]

@@ -144,6 +144,63 @@ def bars(values: Mapping[str, Mapping[str, float]], *, xlabel: str, digits: int 
     return figure
 
 
+def intervals(rows: Mapping[str, tuple[float, float, float]], *, xlabel: str) -> "Figure":
+    """Show a fraction per name, with its interval: name to (fraction, low, high)."""
+    figure, axis = _single(figsize=(6, 0.9 + 0.36 * len(rows)))
+    for i, (value, low, high) in enumerate(rows.values()):
+        axis.plot([low, high], [i, i], color=BLUE, marker="|", markersize=9)
+        axis.plot(value, i, color=BLUE, marker="o")
+        axis.annotate(
+            f"{value:.3f}", (value, i), textcoords="offset points", xytext=(0, 7), ha="center"
+        )
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(xlabel=xlabel, xlim=(-0.05, 1.05), ylim=(len(rows) - 0.5, -0.8))
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def panels(
+    values: Sequence[float],
+    lines: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+) -> "Figure":
+    """Show a panel per name, and in it a line per name against `values`, from 0 to 1."""
+    figure, axes = _subplots(1, len(lines), figsize=(2.6 * len(lines) + 0.8, 3.2), sharey=True)
+    for axis, (title, panel) in zip(axes[0], lines.items(), strict=True):
+        for (colour, marker, style), (name, line) in zip(SERIES, panel.items(), strict=False):
+            axis.plot(values, line, color=colour, marker=marker, linestyle=style, label=name)
+        axis.set(title=title, xlabel=xlabel, ylim=(-0.03, 1.03))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel(ylabel)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        frameon=False,
+        ncols=len(SERIES),
+        loc="outside lower center",
+    )
+    return figure
+
+
+def relu_relaxation(lower: float, upper: float) -> "Figure":
+    """Draw ReLU between `lower` < 0 and `upper` > 0, the chord above and the line below it."""
+    figure, axis = _single(figsize=(4.6, 3))
+    axis.plot([lower, 0, upper], [0, 0, upper], color="black", linewidth=2, label="ReLU")
+    axis.plot([lower, upper], [0, upper], color=RED, linestyle="--", label="line above")
+    slope = 1 if upper > -lower else 0
+    axis.plot(
+        [lower, upper],
+        [slope * lower, slope * upper],
+        color=BLUE,
+        linestyle=":",
+        label="line below",
+    )
+    axis.set(xlabel="input", ylabel="output")
+    axis.legend(frameon=False)
+    return figure
+
+
 def confusion_matrix(
     predictions: Tensor, y: Tensor, *, classes: Sequence[str] | None = None
 ) -> "Figure":

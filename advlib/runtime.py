@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,6 +90,12 @@ def check_number(name: str, value: Any, minimum: float = 0.0) -> float:
     if not (math.isfinite(value) and value >= minimum):
         raise ValueError(f"{name} must be finite and at least {minimum:g}, got {value}")
     return float(value)
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Accept one of a few words."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_bounds(bounds: Any) -> None:

@@ -25,6 +25,9 @@ from advlib.runtime import (
     evaluation_mode,
 )
 
+Loss = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+Metrics = dict[str, list[float]]
+
 
 @dataclass
 class History:
@@ -33,12 +36,14 @@ class History:
     Attributes:
         loss: mean cross-entropy of each iteration's batch, as trained on.
         metrics: for each name that `evaluate` returned, its value after each epoch.
-        stopped: training was interrupted before its last epoch ended.
+        stopped: training ended before its last epoch did.
+        kept_epoch: the epoch, from 1, whose network `keep_best` gave back; None without it.
     """
 
     loss: list[float] = field(default_factory=list)
-    metrics: dict[str, list[float]] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     stopped: bool = False
+    kept_epoch: int | None = None
 
 
 class TrainingMonitor(Protocol):
@@ -65,7 +70,10 @@ def fit(
     momentum: float = 0.9,
     schedule: Callable[[float], float] | None = None,
     attack: Attack | None = None,
+    loss: Loss | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    stop_when: Callable[[Metrics], bool] | None = None,
+    keep_best: str | None = None,
     monitor: TrainingMonitor | None = None,
 ) -> History:
     """Train `model` in place by SGD on cross-entropy, on attacked images when `attack` is given.
@@ -79,8 +87,14 @@ def fit(
         schedule: maps progress, from 0 at the first iteration to 1 after the last, to a factor of
             `lr`; see `cyclic`. The learning rate is constant without it.
         attack: `attack(model, x, y) -> x_adv`, applied to every batch before the step.
+        loss: `loss(model, x, y, progress) -> scalar` takes the place of cross-entropy, with
+            `progress` as for `schedule`; see `advlib.losses`.
         evaluate: called after each epoch with the model in evaluation mode; the numbers it
             returns are kept in `History.metrics`.
+        stop_when: called after each `evaluate` with all metrics so far; training ends when it
+            returns True. See `advlib.collapse`.
+        keep_best: name of a metric; training ends with the weights of the epoch after which that
+            was highest.
         monitor: reported to after each iteration; see `advlib.monitor`.
 
     The first interrupt (Ctrl-C, or the notebook's stop button) ends training after the present
@@ -93,20 +107,29 @@ def fit(
 
     References: Goodfellow et al., ICLR 2015; Madry et al., ICLR 2018, for `attack`.
     """
-    _check(model, batches, epochs, lr, momentum, schedule, attack, evaluate)
+    functions = {"schedule": schedule, "attack": attack, "loss": loss, "evaluate": evaluate}
+    _check(model, batches, epochs, lr, momentum, functions | {"stop_when": stop_when})
+    if evaluate is None and (stop_when is not None or keep_best is not None):
+        raise ValueError("evaluate must be given too: stop_when and keep_best go by its numbers")
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
-    scheduler = LambdaLR(optimizer, _factor(schedule, epochs * len(batches)))
+    iterations = epochs * len(batches)
+    scheduler = LambdaLR(optimizer, _factor(schedule, iterations))
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         if attack is not None:
             x = attack(model, x, y)
         optimizer.zero_grad()
-        loss = engine.backward(model, x, y)
+        if loss is None:
+            value = engine.backward(model, x, y)
+        else:
+            value = loss(model, x, y, (scheduler.last_epoch + 0.5) / iterations)
+            value.backward()
         optimizer.step()
         scheduler.step()
-        return loss
+        return value.detach()
 
     history = History()
+    best: dict[str, Tensor] = {}
     monitor = monitor or _Silent()
     was_training = model.training
     if not was_training:
@@ -114,14 +137,21 @@ def fit(
     try:
         with _stop_on_interrupt(monitor):
             monitor.start(epochs, len(batches))
-            for _ in range(epochs):
+            for epoch in range(1, epochs + 1):
                 if _epoch(step, batches, monitor, history):
-                    history.stopped = len(history.loss) < epochs * len(batches)
                     break
                 if evaluate is not None:
                     with evaluation_mode(model):
                         for name, value in evaluate(model).items():
                             history.metrics.setdefault(name, []).append(value)
+                if keep_best is not None and _is_best(history.metrics, keep_best):
+                    best = {name: value.clone() for name, value in model.state_dict().items()}
+                    history.kept_epoch = epoch
+                if stop_when is not None and stop_when(history.metrics):
+                    break
+        history.stopped = len(history.loss) < iterations
+        if best:
+            model.load_state_dict(best)
     finally:
         optimizer.zero_grad()
         if not was_training:
@@ -200,21 +230,22 @@ def _stop_on_interrupt(monitor: TrainingMonitor) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler if previous is None else previous)
 
 
+def _is_best(metrics: Metrics, name: str) -> bool:
+    """Whether the last value of a metric is its first highest one."""
+    if name not in metrics:
+        raise ValueError(f"keep_best must be a metric of evaluate, got {name!r}")
+    *before, last = metrics[name]
+    return all(last > value for value in before)
+
+
 def _check(
-    model: Any,
-    batches: Any,
-    epochs: Any,
-    lr: Any,
-    momentum: Any,
-    schedule: Any,
-    attack: Any,
-    evaluate: Any,
+    model: Any, batches: Any, epochs: Any, lr: Any, momentum: Any, functions: dict[str, Any]
 ) -> None:
     check_model(model)
     check_count("epochs", epochs)
     check_number("lr", lr)
     check_number("momentum", momentum)
-    for name, function in (("schedule", schedule), ("attack", attack), ("evaluate", evaluate)):
+    for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
     if not isinstance(batches, Batches):

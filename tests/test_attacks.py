@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from advlib import Normalize, bim, digit_net, evaluation_mode, fgsm, input_gradient, pgd
+from advlib import (
+    Normalize,
+    apgd,
+    autoattack,
+    bim,
+    digit_net,
+    evaluation_mode,
+    fgsm,
+    input_gradient,
+    n_fgsm,
+    pgd,
+    square,
+)
 
 EPS = 0.1
 FGSM = partial(fgsm, eps=EPS)
@@ -18,7 +30,25 @@ FGSM_RANDOM = partial(fgsm, eps=EPS, alpha=1.25 * EPS, random_start=True)
 BIM = partial(bim, eps=EPS, alpha=0.03, steps=5)
 PGD = partial(pgd, eps=EPS, alpha=0.03, steps=3, restarts=2)
 EARLY = partial(bim, eps=EPS, alpha=0.03, steps=5, early_exit=True)
-ATTACKS = {"fgsm": FGSM, "fgsm-random": FGSM_RANDOM, "bim": BIM, "early-exit": EARLY, "pgd": PGD}
+L2 = partial(PGD, norm="l2")
+N_FGSM = partial(n_fgsm, eps=EPS)
+APGD = partial(apgd, eps=EPS, steps=6)
+SQUARE = partial(square, eps=EPS, queries=12)
+AUTO = partial(autoattack, eps=EPS, steps=4, queries=6)
+ATTACKS = {
+    "fgsm": FGSM,
+    "fgsm-random": FGSM_RANDOM,
+    "n-fgsm": N_FGSM,
+    "bim": BIM,
+    "early-exit": EARLY,
+    "pgd": PGD,
+    "pgd-l2": L2,
+    "apgd": APGD,
+    "apgd-l2": partial(APGD, norm="l2"),
+    "apgd-dlr": partial(APGD, loss="dlr"),
+    "square": SQUARE,
+    "autoattack": AUTO,
+}
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 
@@ -355,12 +385,17 @@ def test_flags_frozen_batchnorm_statistics_grads_and_global_rng_stay(
 
 
 @pytest.mark.parametrize(
-    ("attack", "calls"), [(FGSM, 1), (FGSM_RANDOM, 1), (BIM, 1), (BIM, 4), (PGD, 3), (PGD, 5)]
+    ("attack", "calls"),
+    [
+        *((FGSM, 1), (FGSM_RANDOM, 1), (BIM, 1), (BIM, 4), (PGD, 3), (PGD, 5), (N_FGSM, 1)),
+        *((APGD, 2), (APGD, 4), (SQUARE, 2), (SQUARE, 5), (AUTO, 2), (AUTO, 5)),
+    ],
 )
 def test_flags_come_back_after_an_error_in_the_middle_of_an_attack(attack, calls):
+    y = small_net().eval()(images()).argmax(1)  # all right, so that no attack ends at once
     model = FailsAfter(small_net(), calls)
     with untouched(model), pytest.raises(Breakdown):
-        attack(model, images(), labels())
+        attack(model, images(), y)
 
 
 @every_attack
@@ -419,9 +454,10 @@ def test_callers_gradient_mode_does_not_matter(attack, context):
     assert leaf.grad is None
 
 
-@pytest.mark.parametrize("attack", [FGSM_RANDOM, PGD])
+@pytest.mark.parametrize("attack", [FGSM_RANDOM, PGD, L2, N_FGSM, APGD, SQUARE, AUTO])
 def test_a_generators_seed_decides_the_random_start(attack):
-    model, x, y = small_net(), images(), labels()
+    model, x = small_net(), images()
+    y = small_net().eval()(x).argmax(1)  # all right, so that every attack sets out
     a, b, c = (attack(model, x, y, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -469,6 +505,11 @@ BAD_FOR_ATTACKS = [
 BAD_FOR_BIM = [("alpha", value) for value in BAD_BUDGETS]
 BAD_FOR_BIM += [("steps", value) for value in (0, -1, 1.0, True, "1", None)]
 BAD_FOR_PGD = [("restarts", value) for value in (0, -1, 1.0, True, None)]
+BAD_NORMS = [("norm", value) for value in ("l1", "Linf", 2, None, float("inf"))]
+BAD_FOR_APGD = BAD_FOR_PGD + BAD_NORMS + [("targets", value) for value in (0, 1.5)]
+BAD_FOR_APGD += [("loss", value) for value in ("mse", "targeted-dlr", None, F.cross_entropy)]
+BAD_FOR_SQUARE = [("queries", value) for value in (0, 1.0, "10")]
+BAD_FOR_SQUARE += [("area", value) for value in (0, 1.1, NAN, None)]
 
 
 @pytest.mark.parametrize(
@@ -478,6 +519,15 @@ BAD_FOR_PGD = [("restarts", value) for value in (0, -1, 1.0, True, None)]
         *((FGSM_RANDOM, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS),
         *((BIM, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_BIM),
         *((PGD, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_BIM + BAD_FOR_PGD),
+        *((L2, *case) for case in BAD_NORMS),
+        *((N_FGSM, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS),
+        *((N_FGSM, "noise", value) for value in (-1, NAN, "2", None)),
+        *((APGD, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_APGD),
+        *((APGD, "steps", value) for value in (0, 2.5, True)),
+        *((SQUARE, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_SQUARE),
+        (SQUARE, "x", images().flatten(1)),
+        *((AUTO, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_NORMS),
+        *((AUTO, name, value) for name in ("steps", "queries") for value in (0, 1.5)),
     ],
 )
 def test_bad_input_is_named_before_anything_is_touched(function, name, value):
@@ -490,7 +540,8 @@ def test_bad_input_is_named_before_anything_is_touched(function, name, value):
 def test_threat_model_has_no_defaults_and_is_keyword_only():
     model, x, y = small_net(), images(), labels()
     three = ("eps", "alpha", "steps")
-    for attack, names in ((fgsm, ("eps",)), (bim, three), (pgd, three)):
+    only_eps = [(attack, ("eps",)) for attack in (fgsm, n_fgsm, apgd, square, autoattack)]
+    for attack, names in [*only_eps, (bim, three), (pgd, three)]:
         for name in names:
             given_names = {n: 1 for n in names if n != name}
             with pytest.raises(TypeError, match=name):

@@ -137,6 +137,17 @@ def test_a_cached_network_is_bit_identical_and_so_is_its_history(recipe, cache):
     assert equal(cpu(recipe)[0], net)  # trained anew
 
 
+@pytest.mark.parametrize("method", ["fgsm", "n-fgsm", "pgd", "trades", "grad-align", "interval"])
+def test_each_method_trains_another_network_and_is_watched(method):
+    recipe = dataclasses.replace(TINY, eps=0.1, alpha=0.1, epochs=1, method=method)
+    generator = torch.Generator()
+    assert (recipe.attack(generator) is None) == (recipe.loss(generator) is not None)
+    net, history = cpu(recipe)
+    assert not equal(net, cpu(dataclasses.replace(TINY, epochs=1))[0])
+    assert set(history.metrics) == {"fgsm", "pgd"}
+    assert equal(net, cpu(recipe)[0])
+
+
 def test_every_field_the_data_and_the_version_change_the_key(monkeypatch):
     changed = {
         "seed": 1,
@@ -150,6 +161,7 @@ def test_every_field_the_data_and_the_version_change_the_key(monkeypatch):
         "random_start": False,
         "bounds": None,
         "cyclic": True,
+        "method": "pgd",
     }
     assert set(changed) == {field.name for field in dataclasses.fields(Recipe)}
     cpu_device = torch.device("cpu")
@@ -162,7 +174,7 @@ def test_every_field_the_data_and_the_version_change_the_key(monkeypatch):
     keys.append(recipes._digest(TINY, cpu_device))
     monkeypatch.setattr(recipes, "_code", lambda: "other code")
     keys.append(recipes._digest(TINY, cpu_device))
-    assert len(set(keys)) == len(keys) == 16
+    assert len(set(keys)) == len(keys) == 17
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])

@@ -1,0 +1,251 @@
+"""APGD: projected gradient ascent that sets its own step size, on three losses."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advlib import engine
+from advlib.attacks.common import BALLS, budget_per_image, check_attack_input, is_broken, project
+from advlib.runtime import Bounds, check_choice, check_count, evaluation_mode
+
+MOMENTUM = 0.75
+OFTEN = 0.75  # the part of the steps that must raise the loss for the step size to stay
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the true class, which is the first column of `labels`."""
+    return F.cross_entropy(scores, labels[:, 0], reduction="none")
+
+
+def to_target(scores: Tensor, labels: Tensor) -> Tensor:
+    """What rises as the logits approach the class in the first column of `labels`."""
+    return -cross_entropy(scores, labels)
+
+
+def dlr(scores: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio: margin lost, over the gap between the 1st and 3rd logit."""
+    right = labels[:, :1]
+    wrong = scores.scatter(1, right, -torch.inf).max(1).values
+    ordered = scores.sort(1, descending=True).values
+    return (wrong - scores.gather(1, right)[:, 0]) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+def targeted_dlr(scores: Tensor, labels: Tensor) -> Tensor:
+    """The same towards one class, the second column of `labels`."""
+    right, wrong = scores.gather(1, labels).unbind(1)
+    ordered = scores.sort(1, descending=True).values
+    return (wrong - right) / (ordered[:, 0] - ordered[:, 2:4].mean(1) + 1e-12)
+
+
+# each with the smallest number of classes it is defined for
+LOSSES = {"ce": (cross_entropy, 2), "dlr": (dlr, 3), "targeted-dlr": (targeted_dlr, 4)}
+
+
+def apgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "ce",
+    targets: int = 9,
+    norm: str = "linf",
+    targeted: bool = False,
+    bounds: Bounds = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Auto-PGD: ascent with momentum, whose step is halved where it no longer pays.
+
+    It starts from a random point of the ball with a step of 2 eps. At checkpoints, which come more
+    and more often, the step is halved if too few steps raised the loss, and the ascent goes on
+    from the best point so far. An image that is wrong already is left alone; any other stays
+    as it is from the moment it is broken.
+
+    `loss` is one of three:
+
+    - "ce", cross-entropy, which a model can flatten by scaling its logits;
+    - "dlr", the difference of logits ratio, which does not change when logits are scaled;
+    - "targeted-dlr", the same towards each of the `targets` classes with the largest logits next
+      to `y`, one after the other. Any wrong class counts as a success.
+
+    With `targeted=True` labels `y` are targets, and `loss` must be "ce". Each of the `restarts`
+    attacks what the ones before it left standing.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or range, or the model has too few
+            classes for the loss.
+
+    Reference: Croce and Hein, ICML 2020, arXiv:2003.01690.
+    """
+    check_attack_input(model, x, y, bounds, norm)
+    for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
+        check_count(name, value)
+    check_choice("loss", loss, list(LOSSES))
+    if targeted and loss != "ce":
+        raise ValueError(f"loss must be 'ce' with targeted=True, got {loss!r}")
+    eps = budget_per_image("eps", eps, x)
+    objective, least = (to_target, 2) if targeted else LOSSES[loss]
+    x = x.detach()
+    x_adv = x.clone()
+    with evaluation_mode(model):
+        scores = engine.logits(model, x)
+        classes = scores.shape[1]
+        if classes < least:
+            raise ValueError(f"loss {loss!r} needs at least {least} classes, got {classes}")
+        others = scores.scatter(1, y.unsqueeze(1), -torch.inf).argsort(1, descending=True)
+        standing = _where(~is_broken(scores, y, targeted))
+        for target in range(min(targets, classes - 1) if loss == "targeted-dlr" else 1):
+            for _ in range(restarts):
+                if len(standing) == 0:
+                    return x_adv
+                labels = torch.stack([y, others[:, target]], 1)[standing]
+                found, broken = _climb(
+                    model,
+                    x[standing],
+                    labels,
+                    eps=eps[standing],
+                    objective=objective,
+                    steps=steps,
+                    norm=norm,
+                    targeted=targeted,
+                    bounds=bounds,
+                    generator=generator,
+                )
+                x_adv[standing] = found
+                standing = standing[~broken]
+    return x_adv
+
+
+@dataclass
+class _State:
+    """Where the ascent of each image stands; one row each."""
+
+    image: Tensor
+    """Number of the image in the batch."""
+    x: Tensor
+    labels: Tensor
+    eps: Tensor
+    here: Tensor
+    before: Tensor
+    slope: Tensor
+    value: Tensor
+    best: Tensor
+    best_slope: Tensor
+    best_value: Tensor
+    step: Tensor
+    rises: Tensor
+    """Steps that raised the loss since the last checkpoint."""
+    best_at_check: Tensor
+    halved: Tensor
+    """Whether the last checkpoint halved the step."""
+
+    def only(self, which: Tensor) -> "_State":
+        """The rows of some images."""
+        return _State(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+
+def _climb(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    eps: Tensor,
+    objective: Any,
+    steps: int,
+    norm: str,
+    targeted: bool,
+    bounds: Bounds,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """One ascent: the broken images as they broke, the others at their best, and which broke."""
+    ball = BALLS[norm]
+    here = project(x + eps * ball.random(x, generator), x, eps, bounds, norm)
+    scores, slope = engine.logits_and_gradient(model, here, labels, objective)
+    value = objective(scores, labels)
+    nothing = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    s = _State(
+        image=_where(nothing == 0),
+        x=x,
+        labels=labels,
+        eps=eps,
+        here=here,
+        before=here,
+        slope=slope,
+        value=value,
+        best=here,
+        best_slope=slope,
+        best_value=value,
+        step=2 * eps,
+        rises=nothing,
+        best_at_check=value,
+        halved=nothing == 0,
+    )
+    found, broken = x.clone(), nothing == 1
+
+    def retire(s: _State, scores: Tensor) -> _State:
+        lost = is_broken(scores, s.labels[:, 0], targeted)
+        found[s.image[lost]], broken[s.image[lost]] = s.here[lost], True
+        return s.only(~lost)
+
+    gaps = dict(_checkpoints(steps))
+    s = retire(s, scores)
+    for i in range(1, steps + 1):
+        if len(s.image) == 0:
+            break
+        ahead = project(s.here + s.step * ball.steepest(s.slope), s.x, s.eps, bounds, norm)
+        if i > 1:
+            drift = MOMENTUM * (ahead - s.here) + (1 - MOMENTUM) * (s.here - s.before)
+            ahead = project(s.here + drift, s.x, s.eps, bounds, norm)
+        s.before, s.here = s.here, ahead
+        scores, s.slope = engine.logits_and_gradient(model, s.here, s.labels, objective)
+        value = objective(scores, s.labels)
+        s.rises, s.value = s.rises + (value > s.value), value
+        s = retire(s, scores)
+        _keep_best(s)
+        if i in gaps:
+            _judge(s, gaps[i])
+    found[s.image] = s.best
+    return found, broken
+
+
+def _keep_best(s: _State) -> None:
+    better = s.value > s.best_value
+    s.best = _choose(better, s.here, s.best)
+    s.best_slope = _choose(better, s.slope, s.best_slope)
+    s.best_value = torch.where(better, s.value, s.best_value)
+
+
+def _judge(s: _State, gap: int) -> None:
+    """Halve the step where it no longer pays, and go on from the best point there."""
+    seldom = s.rises <= OFTEN * gap
+    stuck = ~s.halved & (s.best_at_check >= s.best_value)
+    s.halved = seldom | stuck
+    s.step = _choose(s.halved, s.step / 2, s.step)
+    s.here = _choose(s.halved, s.best, s.here)
+    s.slope = _choose(s.halved, s.best_slope, s.slope)
+    s.best_at_check = s.best_value
+    s.rises = torch.zeros_like(s.rises)
+
+
+def _checkpoints(steps: int) -> Iterator[tuple[int, int]]:
+    """Yield each step after which the step size is judged, and the steps since the last one."""
+    gap, least, shrink = (max(1, int(part * steps)) for part in (0.22, 0.06, 0.03))
+    at = gap
+    while at <= steps:
+        yield at, gap
+        gap = max(gap - shrink, least)
+        at += gap
+
+
+def _choose(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(which.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
+def _where(which: Tensor) -> Tensor:
+    return which.nonzero().squeeze(1)

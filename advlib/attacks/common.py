@@ -1,0 +1,115 @@
+"""What all attacks share: the two balls, the projection, success, and the checks of arguments."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from advlib.runtime import (
+    Bounds,
+    check_bounds,
+    check_choice,
+    check_images,
+    check_labels,
+    check_logits,
+    check_model,
+    check_number,
+    default_generator,
+    evaluation_mode,
+    uniform,
+)
+
+Budget = float | Tensor
+
+
+class Ball(NamedTuple):
+    """All changes up to a size eps, in one norm."""
+
+    steepest: Callable[[Tensor], Tensor]
+    """The change of size 1 along which a loss with this gradient rises fastest."""
+
+    nearest: Callable[[Tensor, Any], Tensor]
+    """The point of the ball of size eps that lies nearest to a change."""
+
+    random: Callable[[Tensor, torch.Generator | None], Tensor]
+    """A change drawn evenly from the ball of size 1, for each image."""
+
+
+def lengths(change: Tensor) -> Tensor:
+    """Euclidean length of each row, shaped to broadcast over it, and never zero."""
+    flat = change.flatten(1).norm(dim=1).clamp_min(torch.finfo(change.dtype).tiny)
+    return flat.view(-1, *[1] * (change.ndim - 1))
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    source = default_generator if generator is None else generator
+    noise = torch.randn(like.shape, generator=source, dtype=like.dtype, device=source.device)
+    return noise.to(like.device)
+
+
+def _from_round_ball(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    direction = _normal(like, generator)
+    radius = uniform(like.flatten(1)[:, :1], generator).abs() ** (1 / like[0].numel())
+    return direction / lengths(direction) * radius.view(-1, *[1] * (like.ndim - 1))
+
+
+BALLS = {
+    "linf": Ball(torch.sign, lambda change, eps: change.clamp(-eps, eps), uniform),
+    "l2": Ball(
+        lambda gradient: gradient / lengths(gradient),
+        lambda change, eps: change * (eps / lengths(change)).clamp(max=1),
+        _from_round_ball,
+    ),
+}
+
+
+def project(x_adv: Tensor, x: Tensor, eps: Budget, bounds: Bounds, norm: str) -> Tensor:
+    """Bring `x_adv` into the eps-ball around `x` and into the pixel range.
+
+    The range comes second: it holds `x`, so that it only makes the change smaller.
+    """
+    x_adv = x + BALLS[norm].nearest(x_adv - x, eps)
+    return x_adv if bounds is None else x_adv.clamp(*bounds)
+
+
+def is_broken(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Whether the attack has what it wants of each image, bool (n,)."""
+    hit = logits.argmax(1) == y
+    return hit if targeted else ~hit
+
+
+def check_attack_input(
+    model: Any, x: Any, y: Any, bounds: Bounds = None, norm: Any = "linf"
+) -> None:
+    """Check what every attack is given, without a trace on the model."""
+    check_model(model)
+    check_bounds(bounds)
+    check_choice("norm", norm, list(BALLS))
+    check_images(x, bounds)
+    check_labels(y, x)
+    with evaluation_mode(model):
+        check_logits(model, x, y)
+
+
+def budget(name: str, value: Any, x: Tensor) -> Budget:
+    """A number as it is; one value per image shaped to broadcast over that image's pixels."""
+    if not isinstance(value, Tensor):
+        return check_number(name, value)
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"{name} must be a number or have shape ({len(x)},), got {value.shape}")
+    value = value.detach().to(x)
+    if not torch.isfinite(value).all() or value.min() < 0:
+        raise ValueError(f"{name} must be finite and not negative for every image")
+    return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def budget_per_image(name: str, value: Any, x: Tensor) -> Tensor:
+    """A budget as a tensor of one value per image, shaped to broadcast over its pixels."""
+    value = torch.as_tensor(budget(name, value, x), dtype=x.dtype, device=x.device)
+    return value.expand(len(x), *[1] * (x.ndim - 1))
+
+
+def rows(value: Budget, which: Tensor) -> Budget:
+    """The budget of some of the images."""
+    return value[which.to(value.device)] if isinstance(value, Tensor) else value

@@ -1,0 +1,75 @@
+"""A watch for catastrophic overfitting: FGSM training that learns to fool FGSM, and nothing else.
+
+Hand both functions to `fit`::
+
+    watch = partial(fgsm_against_pgd, x=test.x[:200], y=test.y[:200], eps=0.3)
+    fit(..., attack=..., evaluate=watch, stop_when=has_collapsed, keep_best="pgd")
+
+Reference: Wong et al., ICLR 2020, arXiv:2001.03994.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from advlib.attacks import fgsm, pgd
+from advlib.data import Batches
+from advlib.evaluation import accuracy
+from advlib.runtime import Bounds, check_number
+
+
+def fgsm_against_pgd(
+    model: nn.Module,
+    *,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    steps: int = 10,
+    bounds: Bounds = (0.0, 1.0),
+) -> dict[str, float]:
+    """Accuracy on held-out images under one step and under many: "fgsm" and "pgd".
+
+    PGD takes `steps` steps of eps / 4 from one random start, the same at every call. A small batch
+    will do; errors as in `pgd`.
+    """
+    batches = Batches(x, y)
+    generator = torch.Generator().manual_seed(0)
+
+    def many(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return pgd(
+            model, x, y, eps=eps, alpha=eps / 4, steps=steps, bounds=bounds, generator=generator
+        )
+
+    def one(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return fgsm(model, x, y, eps=eps, bounds=bounds)
+
+    return {
+        "fgsm": accuracy(model, batches, attack=one),
+        "pgd": accuracy(model, batches, attack=many),
+    }
+
+
+def has_collapsed(
+    metrics: Mapping[str, Sequence[float]], *, fall: float = 0.2, stop: bool = True
+) -> bool:
+    """Warn if accuracy under PGD has fallen from its best while that under FGSM has not.
+
+    `metrics` are those of `fgsm_against_pgd`, epoch by epoch. It is a collapse if "pgd" is `fall`
+    below its best and at least as far below "fgsm" of the same epoch. Returns whether training
+    should end: True after a collapse, unless `stop` is False.
+    """
+    check_number("fall", fall)
+    for name in ("fgsm", "pgd"):
+        if not metrics.get(name):
+            raise ValueError(f"metrics must hold {name!r}: evaluate with fgsm_against_pgd")
+    pgd_now, best = metrics["pgd"][-1], max(metrics["pgd"])
+    if min(best, metrics["fgsm"][-1]) - pgd_now < fall:
+        return False
+    warnings.warn(
+        f"catastrophic overfitting in epoch {len(metrics['pgd'])}: accuracy under PGD fell from "
+        f"{best:.2f} to {pgd_now:.2f}, under FGSM it is {metrics['fgsm'][-1]:.2f}",
+        stacklevel=2,
+    )
+    return stop

@@ -1,0 +1,128 @@
+"""Training losses that are more than cross-entropy on attacked images: for `fit(loss=...)`.
+
+A loss is a function `loss(model, x, y, progress) -> scalar` once its rest is fixed, as an attack is
+`attack(model, x, y)`; `progress` runs from 0 at the first iteration to 1 after the last. Each one
+here brings its own attack, so leave `fit`'s `attack` out. All of them call `model` as `fit` left
+it, in training mode, except within their attacks.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advlib import engine
+from advlib.attacks.common import project
+from advlib.runtime import Attack, Bounds, check_count, check_number, evaluation_mode, uniform
+from advlib.verification import interval_logits
+
+# between these parts of training the budget of `interval_loss` grows from nothing to its full size
+WARM_UP, FULL_SIZE = 0.1, 0.6
+
+
+def trades_loss(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    progress: float = 0.0,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int = 10,
+    beta: float = 6.0,
+    bounds: Bounds = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Cross-entropy of the clean images, plus `beta` times how far an attack moves the output.
+
+    That distance is the Kullback-Leibler divergence KL(p(x) || p(x_adv)), and the attack, `steps`
+    sign steps of `alpha` from a start close to `x`, makes it large. A larger `beta` gives up clean
+    accuracy for robustness.
+
+    Raises:
+        TypeError, ValueError: `eps`, `alpha`, `steps` or `beta` is of the wrong type or range.
+
+    Reference: Zhang et al., ICML 2019, arXiv:1901.08573.
+    """
+    for name, value in (("eps", eps), ("alpha", alpha), ("beta", beta)):
+        check_number(name, value)
+    check_count("steps", steps)
+    with evaluation_mode(model):
+        clean = engine.logits(model, x).softmax(1)
+        # at x itself the divergence is smallest and has no slope
+        x_adv = project(x + eps / 100 * uniform(x, generator), x, eps, bounds, "linf")
+        for _ in range(steps):
+            _, slopes = engine.logits_and_gradient(model, x_adv, clean, _divergence)
+            x_adv = project(x_adv + alpha * slopes.sign(), x, eps, bounds, "linf")
+    scores = model(x)
+    moved = _divergence(model(x_adv), scores.softmax(1)).mean()
+    return F.cross_entropy(scores, y) + beta * moved
+
+
+def _divergence(scores: Tensor, p: Tensor) -> Tensor:
+    """KL(p || softmax(scores)) of each row."""
+    return F.kl_div(scores.log_softmax(1), p, reduction="none").sum(1)
+
+
+def grad_align_loss(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    progress: float = 0.0,
+    *,
+    attack: Attack,
+    eps: float,
+    weight: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Cross-entropy of attacked images, plus `weight` times how much the gradient turns nearby.
+
+    That is one minus the cosine between the loss gradient at `x` and at a random point of its
+    eps-ball. Where the two agree, one step of FGSM does what many would, and FGSM training does not
+    collapse. `attack` is usually a partial of `fgsm`.
+
+    Raises:
+        TypeError, ValueError: `eps` or `weight` is of the wrong type or range.
+
+    Reference: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617.
+    """
+    for name, value in (("eps", eps), ("weight", weight)):
+        check_number(name, value)
+    # the gradient at x is the reference: only the one nearby is asked to turn
+    here = _slope(model, x, y)
+    there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
+    turned = 1 - F.cosine_similarity(here.flatten(1), there.flatten(1), dim=1)
+    return F.cross_entropy(model(attack(model, x, y)), y) + weight * turned.mean()
+
+
+def _slope(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+    x = x.detach().requires_grad_()
+    loss = F.cross_entropy(model(x), y, reduction="sum")
+    return torch.autograd.grad(loss, x, create_graph=create_graph)[0]
+
+
+def interval_loss(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    progress: float = 0.0,
+    *,
+    eps: float,
+    bounds: Bounds = (0.0, 1.0),
+) -> Tensor:
+    """Half cross-entropy of the clean images, half of the worst logits that intervals allow.
+
+    Both the budget and the share of the second half grow with `progress`, over the middle part of
+    training, as an untrained network's bounds are too wide to learn from. The result is a network
+    whose robustness `advlib.verify` can prove.
+
+    Raises:
+        TypeError, ValueError: `eps` is of the wrong type or range, or `model` has a layer that
+            bounds are not known for.
+
+    Reference: Gowal et al., ICCV 2019, arXiv:1810.12715.
+    """
+    check_number("eps", eps)
+    grown = min(max((progress - WARM_UP) / (FULL_SIZE - WARM_UP), 0.0), 1.0)
+    worst = interval_logits(model, x, y, eps=grown * eps, bounds=bounds)
+    share = grown / 2
+    return (1 - share) * F.cross_entropy(model(x), y) + share * F.cross_entropy(worst, y)
