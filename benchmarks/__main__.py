@@ -1,4 +1,4 @@
-"""`python -m benchmarks peers`, `training` or `scaling`; results go to benchmarks/results."""
+"""`python -m benchmarks peers`, `autoattack`, `training` or `scaling`, into benchmarks/results."""
 
 import argparse
 import subprocess
@@ -35,6 +35,9 @@ def main() -> None:
     )
     costs = what.add_parser("training", help="cost of an epoch, and of robustness")
     costs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    strong = what.add_parser("autoattack", help="AutoAttack against torchattacks'")
+    strong.add_argument("--images", type=int, default=200)
+    strong.add_argument("--repeats", type=int, default=1)
     what.add_parser("scaling", help="time and memory as the work grows")
     what.add_parser("install", help="install the libraries to compare with, one by one")
     options = parser.parse_args()
@@ -48,6 +51,8 @@ def main() -> None:
         )
     elif options.what == "training":
         training.main(device, options.rounds, options.seeds)
+    elif options.what == "autoattack":
+        peers.autoattack(device, options.images, options.repeats)
     else:
         scaling.main(device, options.rounds)
 

@@ -97,7 +97,7 @@ def _lines(path: Path) -> list[str]:
 
 def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
     """Write results/NAME-DEVICE.json, unless there were too few rounds to trust."""
-    if content["rounds"] < ROUNDS:
+    if content.get("rounds", ROUNDS) < ROUNDS:
         print(f"not written: results of fewer than {ROUNDS} rounds")
         return
     found = {"device": device_name(device), "torch": torch.__version__, **content}

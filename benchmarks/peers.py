@@ -56,17 +56,12 @@ def main(
     device: torch.device, rounds: int, batch_sizes: list[int], layout: str, accuracy_rounds: int
 ) -> None:
     """Measure and print; after each batch size, save what is new beside what was there."""
-    _, test = load_data(device="cpu")
-    nets = {kind: make(device="cpu").eval() for kind, make in MAKERS.items()}
-    for net in nets.values():
-        net.to(memory_format=LAYOUTS[layout])
+    nets, test = material(layout)
     name = "peers" if layout == "default" else f"peers-{layout}"
     found: dict[str, Any] = {"rounds": rounds, "layout": layout, "rows": [], "fastest": {}}
     found = common.load(name, device, like=found)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
-        files = str(Path(folder) / "nets.pt")
-        torch.save({"nets": nets, "x": test.x, "y": test.y}, files)
-        libraries = started(list(LIBRARIES), files, device, processes)
+    with ExitStack() as processes:
+        libraries = started(list(LIBRARIES), nets, test, device, processes)
         for size in batch_sizes:
             rows, fastest = _compare(libraries, nets["standard"], test, size, device, rounds)
             found["rows"] = [r for r in found["rows"] if r["batch_size"] != size] + rows
@@ -81,10 +76,48 @@ def main(
             common.save(name, device, found)
 
 
+def autoattack(device: torch.device, images: int, repeats: int) -> None:
+    """Time AutoAttack and torchattacks' on both networks, in turns, and compare what is left."""
+    nets, test = material("default")
+    runs = []
+    with ExitStack() as processes:
+        pair = started([OURS, "torchattacks"], nets, test, device, processes)
+        for kind in nets:
+            times: dict[str, list[float]] = {library.name: [] for library in pair}
+            left = {}
+            for _ in range(repeats):
+                for library in pair:
+                    took, left[library.name] = library.ask("autoattack", kind, images, EPS)
+                    times[library.name].append(took)
+            runs.append(
+                {
+                    "network": kind,
+                    "eps": EPS,
+                    "images": images,
+                    "repeats": repeats,
+                    "robust_accuracy": left,
+                    "median_s": {name: median(values) for name, values in times.items()},
+                    "ratio": common.ratio(times, "torchattacks", OURS),
+                }
+            )
+            print(runs[-1], flush=True)
+    common.save("autoattack", device, {"rows": runs})
+
+
+def material(layout: str) -> tuple[dict[str, Any], Any]:
+    """Both networks, their weights laid out so, and the test images."""
+    nets = {kind: make(device="cpu").eval() for kind, make in MAKERS.items()}
+    for net in nets.values():
+        net.to(memory_format=LAYOUTS[layout])
+    return nets, load_data(device="cpu")[1]
+
+
 def started(
-    names: list[str], files: str, device: torch.device, processes: ExitStack
+    names: list[str], nets: dict[str, Any], test: Any, device: torch.device, processes: ExitStack
 ) -> list[Library]:
     """The libraries that work here, each until `processes` ends; the others are reported."""
+    files = str(Path(processes.enter_context(tempfile.TemporaryDirectory())) / "nets.pt")
+    torch.save({"nets": nets, "x": test.x, "y": test.y}, files)
     working = []
     for name in names:
         library = processes.enter_context(Library(name))

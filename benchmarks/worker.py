@@ -150,6 +150,28 @@ class Worker:
 
         return timed(count, self.device)
 
+    def autoattack(self, net: str, images: int, eps: float) -> tuple[float, float]:
+        """Accuracy of the first images under AutoAttack, and the time; 100 images at a time."""
+        model, x, y = self.nets[net], self.x[:images], self.y[:images]
+        attack: Any
+        if self.library == OURS:
+            from functools import partial
+
+            from advlib import autoattack
+
+            attack = partial(autoattack, model, eps=eps)
+        else:
+            from torchattacks import AutoAttack
+
+            attack = AutoAttack(model, norm="Linf", eps=eps, n_classes=10, seed=0)
+
+        def count() -> float:
+            parts = zip(x.split(100), y.split(100), strict=True)
+            hits = [model(attack(part, labels)).argmax(1) == labels for part, labels in parts]
+            return torch.cat(hits).float().mean().item()
+
+        return timed(count, self.device)
+
     def matrix_product(self, device: str) -> float:
         """Multiplications and additions a second of one large float32 matrix product."""
         place = torch.device(device)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advlib import Batches, accuracy, bim, digit_net, load_data
+from advlib import Batches, accuracy, autoattack, bim, digit_net, load_data
 from benchmarks import common, peers
 from benchmarks.worker import LIBRARIES, OURS
 
@@ -64,33 +64,36 @@ def test_an_attack_that_does_something_else_is_not_compared():
 
 
 @pytest.fixture
-def files(tmp_path):
-    """Networks and images as the workers get them."""
-    x, y = (part[:20] for part in load_data()[1][:2])
+def material():
+    """A network by two names, and images, as the workers get them."""
+    test = load_data()[1]
     net = digit_net(generator=torch.Generator().manual_seed(0)).eval()
-    path = tmp_path / "nets.pt"
-    torch.save({"nets": {"standard": net, "robust": net}, "x": x, "y": y}, path)
-    return str(path), net, x, y
+    return {"standard": net, "robust": net}, test._replace(x=test.x[:20], y=test.y[:20])
 
 
-def test_a_library_is_asked_in_its_own_process(files):
-    path, net, x, y = files
+def test_a_library_is_asked_in_its_own_process(material):
+    nets, test = material
+    net, (x, y, *_) = nets["standard"], test
     with ExitStack() as processes:
-        libraries = peers.started([OURS, OURS], path, CPU, processes)
+        libraries = peers.started([OURS, OURS], nets, test, CPU, processes)
         took, found = libraries[1].ask("run", "standard", 5, 0.1, 3)
         torch.testing.assert_close(found, bim(net, x[:5], y[:5], eps=0.1, alpha=0.01, steps=3))
         assert took > 0
         _, right = libraries[0].ask("robust_accuracy", "standard", 8, 0.1, 3)
         early = partial(bim, eps=0.1, alpha=0.01, steps=3, early_exit=True)
         assert right == accuracy(net, Batches(x, y), attack=early)
+        _, left = libraries[0].ask("autoattack", "robust", 4, 0.05)
+        generator = torch.Generator().manual_seed(0)
+        strong = partial(autoattack, eps=0.05, generator=generator)
+        assert left == accuracy(net, Batches(x[:4], y[:4]), attack=strong)
         with pytest.raises(RuntimeError, match="KeyError: 'no net'"):
             libraries[0].ask("run", "no net", 5, 0.1, 3)
     assert [library.process.poll() for library in libraries] == [0, 0]
 
 
-def test_a_library_that_does_not_work_is_reported(files, capsys):
+def test_a_library_that_does_not_work_is_reported(material, capsys):
     with ExitStack() as processes, pytest.raises(SystemExit, match="no other library works here"):
-        peers.started([OURS, "no such library"], files[0], CPU, processes)
+        peers.started([OURS, "no such library"], *material, CPU, processes)
     assert "not measured: no such library (KeyError: 'no such library')" in capsys.readouterr().out
 
 

@@ -1,0 +1,112 @@
+"""Minutes long, on the chapter networks: `make slow`. Other libraries are the oracle."""
+
+import os
+from functools import partial
+
+import pytest
+import torch
+
+from advlib import Batches, accuracy, apgd, autoattack, load_data, pgd, predict, recipes, verify
+from advlib.verification import margin_bounds
+
+pytestmark = pytest.mark.slow
+EPS = recipes.EPS
+MAKERS = {"standard": recipes.standard_net, "robust": recipes.robust_net}
+HALF_A_POINT = 0.005
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """One cache for all of these tests, as each network takes a minute to train."""
+    monkeypatch.setenv("ADVLIB_CACHE", str(tmp_path_factory.getbasetemp() / "networks"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def all_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def images(n):
+    test = load_data(device="cpu")[1]
+    return test.x[:n], test.y[:n]
+
+
+def left(net, x, y, attack):
+    """Accuracy under another library's attack, 100 images at a time."""
+    parts = zip(x.split(100), y.split(100), strict=True)
+    return torch.cat([predict(net, attack(a, b)) == b for a, b in parts]).float().mean().item()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_apgd_equals_that_of_torchattacks(kind):
+    torchattacks = pytest.importorskip("torchattacks")
+    net, (x, y) = MAKERS[kind](device="cpu"), images(400)
+    theirs = torchattacks.APGD(net, norm="Linf", eps=EPS, steps=50, n_restarts=1, seed=0)
+    ours = partial(apgd, eps=EPS, steps=50, generator=seeded())
+    found = accuracy(net, Batches(x, y), attack=ours)
+    assert found == pytest.approx(left(net, x, y, theirs), abs=HALF_A_POINT)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_pgd_equals_that_of_foolbox(kind):
+    foolbox = pytest.importorskip("foolbox")
+    net, (x, y) = MAKERS[kind](device="cpu"), images(400)
+    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True)
+
+    def theirs(x, y):
+        return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=EPS)
+
+    ours = partial(pgd, eps=EPS, alpha=0.01, steps=40, generator=seeded())
+    found = accuracy(net, Batches(x, y), attack=ours)
+    assert found == pytest.approx(left(net, x, y, theirs), abs=HALF_A_POINT)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_autoattack_is_no_weaker_than_that_of_torchattacks(kind):
+    torchattacks = pytest.importorskip("torchattacks")
+    net, (x, y) = MAKERS[kind](device="cpu"), images(200)
+    theirs = left(net, x, y, torchattacks.AutoAttack(net, norm="Linf", eps=EPS, seed=0))
+    ours = accuracy(net, Batches(x, y), attack=partial(autoattack, eps=EPS, generator=seeded()))
+    assert theirs - HALF_A_POINT <= ours <= theirs + 0.003
+
+
+def test_no_attack_breaks_one_of_five_thousand_verified_images():
+    net, (x, y) = recipes.provable_net(device="cpu"), images(5000)
+    proved = 0
+    for eps in (0.05, EPS):
+        safe = margin_bounds(net, x, y, eps, method="interval") > 0
+        attack = partial(autoattack, eps=eps, steps=20, queries=100, generator=seeded())
+        assert accuracy(net, Batches(x[safe], y[safe]), attack=attack) == 1.0
+        proved += int(safe.sum())
+    assert proved >= 5000
+    for make in MAKERS.values():
+        net = make(device="cpu")
+        for eps in (0.005, 0.02):
+            safe = verify(net, x[:200], y[:200], eps).verified
+            attack = partial(autoattack, eps=eps, queries=500, generator=seeded())
+            assert accuracy(net, Batches(x[:200][safe], y[:200][safe]), attack=attack) == 1.0
+            proved += int(safe.sum())
+    print(f"verified and attacked: {proved}, broken: 0")
+
+
+@pytest.mark.parametrize("kind", ["standard", "robust", "provable"])
+def test_crown_proves_more_than_intervals_and_both_less_than_an_attack_leaves(kind):
+    net = (MAKERS | {"provable": recipes.provable_net})[kind](device="cpu")
+    x, y = images(200)
+    gained = 0
+    for eps in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1):
+        found = verify(net, x, y, eps)
+        by_interval = margin_bounds(net, x, y, eps, method="interval") > 0
+        attack = partial(apgd, eps=eps, steps=30, generator=seeded())
+        stands = accuracy(net, Batches(x, y), attack=attack)
+        assert by_interval.float().mean() <= found.certified_accuracy <= stands
+        gained += int(found.verified.sum() - by_interval.sum())
+    assert gained > 0
