@@ -9,6 +9,7 @@ Convolutions by Fourier or Winograd transforms, which round otherwise, are not c
 uses none on CPUs.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,7 +46,7 @@ class Layer(Protocol):
         """
 
 
-class _Affine:
+class _Affine(ABC):
     """W a + b, in terms of what a kind of layer does with any W and b."""
 
     def __init__(self, terms: int, unit: float) -> None:
@@ -53,21 +54,21 @@ class _Affine:
         k = 1.01 * terms + 4  # more than are added: the rest covers the rounding of the bounds
         self.gamma = k * unit / (1 - k * unit)
 
+    @abstractmethod
     def apply(self, a: Tensor) -> Tensor:
         """W a + b."""
-        raise NotImplementedError
 
+    @abstractmethod
     def widths(self, a: Tensor, *, bias: bool) -> Tensor:
         """|W| a, plus |b| if `bias`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transposed(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Rows times W, for inputs of `shape`; the first dimension of `rows` counts them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def constants(self, rows: Tensor) -> Tensor:
         """Rows (n, m, ...) times b."""
-        raise NotImplementedError
 
     def forward(self, box: Box) -> Box:
         centre, radius = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
