@@ -54,22 +54,24 @@ def fgsm_against_pgd(
 def has_collapsed(
     metrics: Mapping[str, Sequence[float]], *, fall: float = 0.2, stop: bool = True
 ) -> bool:
-    """Warn if accuracy under PGD has fallen from its best while that under FGSM has not.
+    """Warn if FGSM is fooled: accuracy under it is high, and under PGD it fell or never rose.
 
-    `metrics` are those of `fgsm_against_pgd`, epoch by epoch. It is a collapse if "pgd" is `fall`
-    below its best and at least as far below "fgsm" of the same epoch. Returns whether training
-    should end: True after a collapse, unless `stop` is False.
+    `metrics` are those of `fgsm_against_pgd`, epoch by epoch. The last one is a collapse if "pgd" is
+    `fall` below its best and at least as far below "fgsm"; or if "fgsm" is above one half, and
+    "pgd" less than a tenth of it. Returns whether training should end: True after a collapse,
+    unless `stop` is False.
     """
     check_number("fall", fall)
     for name in ("fgsm", "pgd"):
         if not metrics.get(name):
             raise ValueError(f"metrics must hold {name!r}: evaluate with fgsm_against_pgd")
-    pgd_now, best = metrics["pgd"][-1], max(metrics["pgd"])
-    if min(best, metrics["fgsm"][-1]) - pgd_now < fall:
+    one, many, best = metrics["fgsm"][-1], metrics["pgd"][-1], max(metrics["pgd"])
+    fell = min(best, one) - many >= fall
+    if not fell and not (one > 0.5 and many < one / 10):
         return False
     warnings.warn(
-        f"catastrophic overfitting in epoch {len(metrics['pgd'])}: accuracy under PGD fell from "
-        f"{best:.2f} to {pgd_now:.2f}, under FGSM it is {metrics['fgsm'][-1]:.2f}",
+        f"catastrophic overfitting in epoch {len(metrics['pgd'])}: accuracy under PGD is "
+        f"{many:.2f} (at best {best:.2f}), under FGSM {one:.2f}",
         stacklevel=2,
     )
     return stop

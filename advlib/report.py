@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advlib import engine
 from advlib.attacks import bim, input_gradient, pgd
 from advlib.attacks.auto import parts
-from advlib.attacks.common import BALLS, check_attack_input
+from advlib.attacks.common import BALLS, check_attack_input, indices
 from advlib.data import Batches
 from advlib.evaluation import correct, wilson_interval
 from advlib.runtime import Attack, Bounds, check_count, check_number, evaluation_mode, uniform
@@ -234,7 +234,7 @@ def _checks(
     stands: Mapping[str, Tensor],
 ) -> list[Check]:
     """Signs that gradients are masked, looked for on the first images that are right."""
-    chosen = stands["none"].nonzero().squeeze(1)[:FOR_CHECKS]
+    chosen = indices(stands["none"])[:FOR_CHECKS]
     with evaluation_mode(model):
         checks = [_check_probabilities(model, x), _check_repeats(model, x, y)]
         if len(chosen) == 0:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from advlib import Batches, accuracy, cyclic, digit_net, fit, load_data, recipes
+from advlib import Batches, accuracy, digit_net, fit, load_data, recipes
 from benchmarks import common
 from benchmarks.worker import timed
 
@@ -92,23 +92,8 @@ def _plain_epoch(host: Any, device: torch.device, *, adversarial: bool) -> None:
 def _run(name: str, recipe: recipes.Recipe, device: torch.device) -> dict[str, Any]:
     """Train once, on the clock and with nothing else on it, and test."""
     train, test = load_data(device=device)
-    generator = torch.Generator().manual_seed(recipe.seed)
     net = digit_net(generator=torch.Generator().manual_seed(recipe.seed)).to(device)
-    batches = Batches(
-        train.x, train.y, batch_size=recipe.batch_size, shuffle=True, generator=generator
-    )
-    took, _ = timed(
-        lambda: fit(
-            net,
-            batches,
-            epochs=recipe.epochs,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            schedule=cyclic if recipe.cyclic else None,
-            attack=recipe.attack(generator),
-        ),
-        device,
-    )
+    took, _ = timed(lambda: recipe.fit(net, train), device)
     whole = Batches(test.x, test.y, batch_size=500)
     stronger = partial(recipes.BIM, eps=0.2, alpha=0.02)
     found = {

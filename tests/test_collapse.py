@@ -45,12 +45,24 @@ def test_a_healthy_course_is_no_collapse(healthy):
 
 
 def test_a_collapse_warns_with_the_numbers_and_asks_for_a_stop():
-    collapse = metrics([0.6, 0.7, 0.95], [0.5, 0.6, 0.05])
-    with pytest.warns(UserWarning, match=r"epoch 3: .* fell from 0.60 to 0.05, under FGSM .* 0.95"):
+    collapse = metrics([0.6, 0.7, 0.95], [0.5, 0.6, 0.12])
+    with pytest.warns(UserWarning, match=r"epoch 3: .* 0.12 \(at best 0.60\), under FGSM 0.95"):
         assert has_collapsed(collapse)
     with pytest.warns(UserWarning, match="catastrophic"):
         assert not has_collapsed(collapse, stop=False)
-    assert not has_collapsed(collapse, fall=0.6)
+    assert not has_collapsed(collapse, fall=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fgsm_value", "pgd_value", "collapsed"),
+    [(0.6, 0.05, True), (0.6, 0.07, False), (0.4, 0.0, False)],
+)
+def test_pgd_that_never_rose_is_a_collapse_too(fgsm_value, pgd_value, collapsed):
+    course = metrics([0.1, fgsm_value], [0.0, pgd_value])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert has_collapsed(course) == collapsed
+    assert len(seen) == collapsed
 
 
 @pytest.mark.parametrize("bad", [{}, {"fgsm": [0.5]}, {"fgsm": [], "pgd": []}])

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advlib import engine
-from advlib.attacks.common import BALLS, budget_per_image, check_attack_input, is_broken, project
+from advlib.attacks.common import (
+    BALLS,
+    budget_per_image,
+    check_attack_input,
+    indices,
+    is_broken,
+    project,
+)
 from advlib.runtime import Bounds, check_choice, check_count, evaluation_mode
 
 MOMENTUM = 0.75
@@ -99,7 +106,7 @@ def apgd(
         if classes < least:
             raise ValueError(f"loss {loss!r} needs at least {least} classes, got {classes}")
         others = scores.scatter(1, y.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-        standing = _where(~is_broken(scores, y, targeted))
+        standing = indices(~is_broken(scores, y, targeted))
         for target in range(min(targets, classes - 1) if loss == "targeted-dlr" else 1):
             for _ in range(restarts):
                 if len(standing) == 0:
@@ -170,7 +177,7 @@ def _climb(
     value = objective(scores, labels)
     nothing = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     s = _State(
-        image=_where(nothing == 0),
+        image=indices(nothing == 0),
         x=x,
         labels=labels,
         eps=eps,
@@ -245,7 +252,3 @@ def _checkpoints(steps: int) -> Iterator[tuple[int, int]]:
 
 def _choose(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(which.view(-1, *[1] * (yes.ndim - 1)), yes, no)
-
-
-def _where(which: Tensor) -> Tensor:
-    return which.nonzero().squeeze(1)

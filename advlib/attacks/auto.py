@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from advlib import engine
 from advlib.attacks.apgd import LOSSES, apgd
-from advlib.attacks.common import budget, check_attack_input, is_broken, rows
+from advlib.attacks.common import budget, check_attack_input, indices, is_broken, rows
 from advlib.attacks.square import square
 from advlib.runtime import Bounds, check_count, evaluation_mode
 
@@ -47,7 +47,7 @@ def autoattack(
     x_adv = x.detach().clone()
     with evaluation_mode(model):
         scores = engine.logits(model, x_adv)
-        standing = (~is_broken(scores, y)).nonzero().squeeze(1)
+        standing = indices(~is_broken(scores, y))
         for attack in parts(scores.shape[1], norm, steps, queries, x.ndim == 4).values():
             if len(standing) == 0:
                 break

@@ -113,3 +113,8 @@ def budget_per_image(name: str, value: Any, x: Tensor) -> Tensor:
 def rows(value: Budget, which: Tensor) -> Budget:
     """The budget of some of the images."""
     return value[which.to(value.device)] if isinstance(value, Tensor) else value
+
+
+def indices(which: Tensor) -> Tensor:
+    """Where `which`, bool (n,), is true; int64."""
+    return which.nonzero().squeeze(1)

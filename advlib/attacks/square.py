@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from advlib import engine
-from advlib.attacks.common import budget_per_image, check_attack_input
+from advlib.attacks.common import budget_per_image, check_attack_input, indices
 from advlib.runtime import Bounds, check_count, check_number, default_generator, evaluation_mode
 
 # the area of a square halves after each of these queries of 10,000; of fewer, in proportion
@@ -56,7 +56,7 @@ def square(
         return _margins(engine.logits(model, image), labels, targeted)
 
     with evaluation_mode(model):
-        standing = (margins(x, y) >= 0).nonzero().squeeze(1)
+        standing = indices(margins(x, y) >= 0)
         stripes = eps[standing] * _signs(draw(len(standing), x.shape[1], 1, width))
         best = inside(x[standing] + stripes)
         least = margins(best, y[standing]) if len(standing) else x.new_zeros(0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advlib import engine
 from advlib.attacks import pgd
-from advlib.attacks.common import check_attack_input, is_broken
+from advlib.attacks.common import check_attack_input, indices, is_broken
 from advlib.runtime import (
     Attack,
     Bounds,
@@ -170,7 +170,7 @@ def verify(
     with evaluation_mode(model):
         examples, verdicts = x.clone(), ["verified"] * len(x)
         margins = margin_bounds(model, x, y, eps, method="interval", bounds=bounds)
-        left = _rows(margins <= 0)  # intervals cost less than an attack, and that less than CROWN
+        left = indices(margins <= 0)  # intervals cost less than an attack, and that less than CROWN
         if len(left):
             tried = _counterexamples(model, x[left], y[left], eps, attack, bounds)
             broken = is_broken(engine.logits(model, tried), y[left])
@@ -183,7 +183,7 @@ def verify(
             margins[left] = margin_bounds(
                 model, x[left], y[left], eps, method=method, bounds=bounds
             )
-        for i in _rows(margins <= 0).tolist():
+        for i in indices(margins <= 0).tolist():
             verdicts[i] = "unproven"
     return Verification(verdicts, examples, margins)
 
@@ -256,7 +256,3 @@ def _counterexamples(
     inside = ((tried >= box.lower) & (tried <= box.upper)).flatten(1).all(1)
     counts = inside & ~is_broken(engine.logits(model, x), y)
     return torch.where(counts.view(-1, *[1] * (x.ndim - 1)), tried, x)
-
-
-def _rows(which: Tensor) -> Tensor:
-    return which.nonzero().squeeze(1)
