@@ -114,7 +114,7 @@ ROBUST = Recipe(eps=EPS, alpha=1.25 * EPS)
 # as robust as ROBUST in a fraction of its time, and more robust in half of it
 FAST = replace(ROBUST, epochs=4, batch_size=50, lr=0.1, cyclic=True)
 FAST_LONG = replace(FAST, epochs=15)
-# less accurate than the others, but its robustness can be proven (chapter 9)
+# its robustness can be proven (chapter 9)
 PROVABLE = Recipe(eps=EPS, method="interval", epochs=8, batch_size=50, lr=0.05)
 
 

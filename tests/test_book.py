@@ -433,6 +433,7 @@ def test_cache_key_follows_what_chapters_compute_with(tmp_path: Path) -> None:
         "advlib/deep/b.py",
         "advlib/digits.npz",
         "book/results.json",
+        "book/reports.json",
         "benchmarks/results/a.json",
     ):
         (tmp_path / name).write_text("1")

@@ -35,7 +35,7 @@ def cache_key(root: Path) -> str:
     except PackageNotFoundError:
         digest.update(b"no torch")
     package = root / "advlib"
-    results = [root / "book" / "results.json", *(root / "benchmarks").rglob("*.json")]
+    results = [*(root / "book").glob("*.json"), *(root / "benchmarks").rglob("*.json")]
     files = [*package.rglob("*.py"), *package.rglob("*.npz"), *results]
     for path in sorted(path for path in files if path.is_file()):
         content = path.read_bytes()
