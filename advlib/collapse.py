@@ -56,8 +56,8 @@ def has_collapsed(
 ) -> bool:
     """Warn if FGSM is fooled: accuracy under it is high, and under PGD it fell or never rose.
 
-    `metrics` are those of `fgsm_against_pgd`, epoch by epoch. The last one is a collapse if "pgd" is
-    `fall` below its best and at least as far below "fgsm"; or if "fgsm" is above one half, and
+    `metrics` are those of `fgsm_against_pgd`, epoch by epoch. The last epoch is a collapse if "pgd"
+    is `fall` below its best and at least as far below "fgsm"; or if "fgsm" is above one half, and
     "pgd" less than a tenth of it. Returns whether training should end: True after a collapse,
     unless `stop` is False.
     """

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from advlib import Batches, Normalize, accuracy, bim, digit_net, engine, fgsm, fit, pgd
+from advlib import Batches, Normalize, accuracy, bim, digit_net, engine, fgsm, fit, pgd, square
 from advlib.engine import graphs, passes
 
 DOUBLE = torch.float64
@@ -460,3 +460,54 @@ def test_on_cuda_recording_leaves_the_random_state_alone():
     with untouched(model):
         for _ in range(3):
             engine.gradient(model, x, y)
+
+
+# Images that differ from known ones in a window.
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "two 3x3 on 28x28"])
+@given(data=st.data())
+def test_logits_of_nearby_images_are_those_of_the_whole_network(name, data):
+    if name in NETWORKS:
+        model, x = build(name), pictures(5)[0]
+    else:
+        model, x = net(), digits(5)[0]
+    height, width = x.shape[2:]
+    known = engine.nearby(model, x)
+    for _ in range(3):
+        side = data.draw(st.integers(1, height // 2))
+        corners = st.tuples(st.integers(0, height - side), st.integers(0, width - side))
+        first = torch.tensor([data.draw(corners) for _ in x])
+        tried = x.clone()
+        for image, (top, left) in zip(tried, first.tolist(), strict=True):
+            window = image[:, top : top + side, left : left + side]
+            window.copy_(torch.rand(window.shape, generator=seeded(side), dtype=DOUBLE))
+        exact(known.try_(tried, first, side), model(tried).detach(), atol=1e-10)
+        better = torch.tensor([data.draw(st.booleans()) for _ in x])
+        known.keep(better)
+        x = torch.where(better.view(-1, 1, 1, 1), tried, x)
+        stay = torch.tensor([True, *(data.draw(st.booleans()) for _ in x[1:])])
+        known.only(stay)
+        x = x[stay]
+        assert torch.equal(known.x, x)
+
+
+def test_a_small_window_is_not_computed_as_a_whole(monkeypatch):
+    model, (x, _) = net(), digits(5)
+    known = engine.nearby(model, x)
+    monkeypatch.setattr(known, "_logits", None)
+    first = torch.tensor([[0, 0], [27, 27], [13, 5], [0, 27], [26, 1]])
+    tried = x.clone()
+    tried[range(5), 0, first[:, 0], first[:, 1]] = 0.5
+    exact(known.try_(tried, first, 1), model(tried).detach())
+    with pytest.raises(TypeError, match="callable"):  # a wide one is
+        known.try_(torch.rand_like(x), torch.zeros(5, 2, dtype=torch.int64), 28)
+
+
+def test_square_is_the_same_with_and_without_windows(monkeypatch):
+    model, (x, y) = net(torch.float32), digits(6, torch.float32)
+    attack = partial(square, model, x, y, eps=0.1, queries=60)
+    plainly = engine.Nearby
+    expected = attack(generator=seeded())
+    monkeypatch.setattr(engine, "Nearby", lambda x, logits, _: plainly(x, logits, None))
+    assert torch.equal(attack(generator=seeded()), expected)

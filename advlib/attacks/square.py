@@ -52,30 +52,32 @@ def square(
     def inside(image: Tensor) -> Tensor:
         return image if bounds is None else image.clamp(*bounds)
 
-    def margins(image: Tensor, labels: Tensor) -> Tensor:
-        return _margins(engine.logits(model, image), labels, targeted)
-
     with evaluation_mode(model):
-        standing = indices(margins(x, y) >= 0)
+        standing = indices(_margins(engine.logits(model, x), y, targeted) >= 0)
         stripes = eps[standing] * _signs(draw(len(standing), x.shape[1], 1, width))
-        best = inside(x[standing] + stripes)
-        least = margins(best, y[standing]) if len(standing) else x.new_zeros(0)
+        known = engine.nearby(model, inside(x[standing] + stripes))
+        least = x.new_zeros(0)
+        if len(standing):
+            least = _margins(engine.logits(model, known.x), y[standing], targeted)
         for query in range(1, queries + 1):
-            x_adv[standing] = best
+            x_adv[standing] = known.x
             still = least >= 0
-            standing, best, least = standing[still], best[still], least[still]
+            standing, least = standing[still], least[still]
+            known.only(still)
             if query == queries or len(standing) == 0:
                 break
             side = _side(area, query / queries, height, width)
-            where = _window(draw(len(standing), 2), side, height, width)
+            first = _corner(draw(len(standing), 2), side, height, width)
+            where = _square(first, side, height, width)
             change = eps[standing] * _signs(draw(len(standing), x.shape[1], 1, 1))
-            tried = torch.where(where, inside(x[standing] + change), best)
-            opposite = torch.where(where, inside(x[standing] - change), best)
-            same = (tried == best).flatten(1).all(1)
+            tried = torch.where(where, inside(x[standing] + change), known.x)
+            opposite = torch.where(where, inside(x[standing] - change), known.x)
+            same = (tried == known.x).flatten(1).all(1)
             tried = torch.where(same.view(-1, 1, 1, 1), opposite, tried)
-            found = margins(tried, y[standing])
-            better = (found < least).view(-1, 1, 1, 1)
-            best, least = torch.where(better, tried, best), torch.minimum(found, least)
+            scores = known.try_(tried, first, side)
+            found = _margins(scores, y[standing], targeted)
+            known.keep(found < least)
+            least = torch.minimum(found, least)
     return x_adv
 
 
@@ -98,11 +100,16 @@ def _side(area: float, progress: float, height: int, width: int) -> int:
     return max(1, min(side, height, width))
 
 
-def _window(numbers: Tensor, side: int, height: int, width: int) -> Tensor:
-    """A square at a random place for each row of two numbers from [0, 1), bool (n, 1, h, w)."""
+def _corner(numbers: Tensor, side: int, height: int, width: int) -> Tensor:
+    """First row and column of a square, int64 (n, 2), for two numbers each from [0, 1)."""
+    most = torch.tensor([height - side, width - side], device=numbers.device)
+    return (numbers * (most + 1)).long().minimum(most)
+
+
+def _square(first: Tensor, side: int, height: int, width: int) -> Tensor:
+    """The square that begins at `first` in each image, bool (n, 1, h, w)."""
     masks = []
-    for number, length in zip(numbers.unbind(1), (height, width), strict=True):
-        first = (number * (length - side + 1)).floor().clamp(max=length - side).unsqueeze(1)
-        at = torch.arange(length, device=numbers.device)
-        masks.append((at >= first) & (at < first + side))
+    for start, length in zip(first.unsqueeze(2).unbind(1), (height, width), strict=True):
+        at = torch.arange(length, device=first.device)
+        masks.append((at >= start) & (at < start + side))
     return masks[0][:, None, :, None] & masks[1][:, None, None, :]

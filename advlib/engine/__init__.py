@@ -9,6 +9,7 @@ layers the pass forward and the pass back are written out in `engine.passes`. Ti
 - images lie channels-last from the first convolution to the last gradient, with no reordering;
 - ReLU works in place, and after the pooling instead of before it; buffers are used again;
 - a gradient for the pixels computes none for the weights;
+- of an image that differs in a window only, what the window reaches is computed (`engine.local`);
 - on CUDA the passes are recorded as a graph, once, and replayed (`engine.graphs`).
 
 `off()` switches all of it off: results are the same up to rounding, only slower. Freed memory is
@@ -18,12 +19,14 @@ independent of each other in evaluation mode, as in any network that normalises 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advlib.engine.graphs import replayed
+from advlib.engine.local import Nearby
 from advlib.engine.passes import Loss, Passes, written_out
 
 # Input values in a block: 51 digits keep a CPU's cache warm, 2,551 fill a GPU in about a gigabyte.
@@ -95,6 +98,15 @@ def logits_and_gradient(
     scores, slopes = _pixels(model, x, y, loss)
     exact = _precision is None or _passes(model, x) is None
     return scores if exact else logits(model, x), slopes
+
+
+def nearby(model: nn.Module, x: Tensor) -> Nearby:
+    """Logits of images that differ from `x` in a small window, for a model that stays as it is.
+
+    On CPUs those of a plain network cost as much less as the window is smaller than the image.
+    """
+    passes = _passes(model, x) if x.device.type == "cpu" else None
+    return Nearby(x, partial(logits, model), passes)
 
 
 def backward(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
