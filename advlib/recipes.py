@@ -235,6 +235,23 @@ def results_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def reports_table(found: dict[str, Any]) -> str:
+    """Write book/reports.json as a Markdown table: accuracy under each attack, and its interval."""
+    names = list(found)
+    images = {report["images"] for report in found.values()}
+    lines = [
+        f"| attack, {' or '.join(map(str, images))} images | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+    ]
+    for rows in zip(*(found[name]["rows"] for name in names), strict=True):
+        cells = (
+            f"{row['accuracy']:.3f} ({row['interval'][0]:.3f}-{row['interval'][1]:.3f})"
+            for row in rows
+        )
+        lines.append(f"| {rows[0]['attack']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def cache_folder() -> Path:
     """Return the folder of trained networks; it need not exist yet."""
     return Path(os.environ.get("ADVLIB_CACHE") or Path.home() / ".cache" / "advlib")

@@ -17,7 +17,7 @@ from conftest import global_rng
 
 from advlib import Images, bim, fgsm, load_data, pgd, recipes
 from advlib import __main__ as command
-from advlib.recipes import Recipe, results, results_table, train
+from advlib.recipes import Recipe, reports_table, results, results_table, train
 
 ROOT = Path(__file__).parent.parent
 TINY = Recipe(images=100, epochs=1, batch_size=50)
@@ -340,6 +340,22 @@ def test_published_results_are_consistent(published):
                 assert row["bim"][i] <= row["clean"][i]
                 assert row.get("pgd", row["bim"])[i] <= row["bim"][i] + 0.01
     assert published["printed"]["standard"]["clean"] == published["corrected"]["standard"]["clean"]
+
+
+def test_reports_table_has_a_row_per_attack_and_a_column_per_network():
+    row = {"attack": "none", "accuracy": 0.75, "interval": [0.5, 0.875]}
+    weaker = row | {"accuracy": 0.5, "interval": [0.25, 0.75]}
+    found = {"a": {"images": 4, "rows": [row]}, "b": {"images": 4, "rows": [weaker]}}
+    assert reports_table(found).splitlines() == [
+        "| attack, 4 images | a | b |",
+        "|---|---|---|",
+        "| none | 0.750 (0.500-0.875) | 0.500 (0.250-0.750) |",
+    ]
+
+
+def test_readme_has_the_table_of_the_published_reports():
+    found = json.loads((ROOT / "book" / "reports.json").read_text(encoding="utf-8"))
+    assert reports_table(found) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_has_the_table_of_the_published_results(published):

@@ -1,12 +1,13 @@
-"""Write the tables of book/results.json and benchmarks/results into README.md.
+"""Write the tables of the JSON files in book and benchmarks/results into README.md.
 
 Run it from the project's folder: `python -m tools.readme_table`.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
-from advlib.recipes import results_table
+from advlib.recipes import reports_table, results_table
 from benchmarks.peers import speed_table
 
 ROOT = Path(__file__).parent.parent
@@ -25,11 +26,15 @@ def main() -> None:
 
 def tables() -> dict[str, str]:
     """Each table under the name of its markers."""
-    results = json.loads((ROOT / "book" / "results.json").read_text(encoding="utf-8"))
-    peers = json.loads(
-        (ROOT / "benchmarks" / "results" / "peers-cpu.json").read_text(encoding="utf-8")
-    )
-    return {"results": results_table(results), "speed": speed_table(peers)}
+    return {
+        "results": results_table(_read("book/results.json")),
+        "reports": reports_table(_read("book/reports.json")),
+        "speed": speed_table(_read("benchmarks/results/peers-cpu.json")),
+    }
+
+
+def _read(path: str) -> Any:
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
