@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from advlib import engine
 from advlib.attacks.common import project
-from advlib.runtime import Attack, Bounds, check_count, check_number, evaluation_mode, uniform
+from advlib.runtime import (
+    Attack,
+    Bounds,
+    check_bounds,
+    check_count,
+    check_number,
+    evaluation_mode,
+    uniform,
+)
 from advlib.verification import interval_logits
 
 # between these parts of training the budget of `interval_loss` grows from nothing to its full size
@@ -46,21 +54,22 @@ def trades_loss(
     for name, value in (("eps", eps), ("alpha", alpha), ("beta", beta)):
         check_number(name, value)
     check_count("steps", steps)
+    check_bounds(bounds)
     with evaluation_mode(model):
-        clean = engine.logits(model, x).softmax(1)
+        clean = engine.logits(model, x).log_softmax(1)
         # at x itself the divergence is smallest and has no slope
         x_adv = project(x + eps / 100 * uniform(x, generator), x, eps, bounds, "linf")
         for _ in range(steps):
             _, slopes = engine.logits_and_gradient(model, x_adv, clean, _divergence)
             x_adv = project(x_adv + alpha * slopes.sign(), x, eps, bounds, "linf")
     scores = model(x)
-    moved = _divergence(model(x_adv), scores.softmax(1)).mean()
+    moved = _divergence(model(x_adv), scores.log_softmax(1)).mean()
     return F.cross_entropy(scores, y) + beta * moved
 
 
-def _divergence(scores: Tensor, p: Tensor) -> Tensor:
-    """KL(p || softmax(scores)) of each row."""
-    return F.kl_div(scores.log_softmax(1), p, reduction="none").sum(1)
+def _divergence(scores: Tensor, log_p: Tensor) -> Tensor:
+    """KL(p || softmax(scores)) of each row; of log p, as p itself may underflow."""
+    return F.kl_div(scores.log_softmax(1), log_p, reduction="none", log_target=True).sum(1)
 
 
 def grad_align_loss(
@@ -90,8 +99,14 @@ def grad_align_loss(
     # the gradient at x is the reference: only the one nearby is asked to turn
     here = _slope(model, x, y)
     there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
-    turned = 1 - F.cosine_similarity(here.flatten(1), there.flatten(1), dim=1)
+    turned = 1 - F.cosine_similarity(_scaled(here), _scaled(there), dim=1)
     return F.cross_entropy(model(attack(model, x, y)), y) + weight * turned.mean()
+
+
+def _scaled(slope: Tensor) -> Tensor:
+    """Each row by its own largest entry: cosine_similarity takes tiny vectors for zero."""
+    flat = slope.flatten(1)
+    return flat / flat.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
@@ -122,6 +137,7 @@ def interval_loss(
     Reference: Gowal et al., ICCV 2019, arXiv:1810.12715.
     """
     check_number("eps", eps)
+    check_bounds(bounds)
     grown = min(max((progress - WARM_UP) / (FULL_SIZE - WARM_UP), 0.0), 1.0)
     worst = interval_logits(model, x, y, eps=grown * eps, bounds=bounds)
     share = grown / 2

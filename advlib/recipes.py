@@ -22,18 +22,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from advlib import collapse, data, engine, losses, models, runtime, training, verification
+from advlib import (
+    collapse,
+    data,
+    engine,
+    evaluation,
+    losses,
+    models,
+    runtime,
+    training,
+    verification,
+)
 from advlib.attacks import bim, common, fgsm, gradient, n_fgsm, pgd
 from advlib.collapse import fgsm_against_pgd
 from advlib.data import DIGITS_SHA256, Batches, Images, load_data
 from advlib.engine import graphs, passes
 from advlib.evaluation import accuracy
 from advlib.models import digit_net
-from advlib.runtime import Attack, Bounds, pick_device
+from advlib.runtime import Attack, Bounds, check_choice, pick_device
 from advlib.training import History, Loss, TrainingMonitor, cyclic, fit
 from advlib.verification import layers
 
 EPS = 0.1
+METHODS = ("fgsm", "n-fgsm", "pgd", "trades", "grad-align", "interval")
 BIM = partial(bim, eps=EPS, alpha=0.01, steps=20)
 # the source's own attacks: pixels never clipped, and another step size for the robust network
 PRINTED_BIM = {
@@ -66,6 +77,10 @@ class Recipe:
     cyclic: bool = False
     method: str = "fgsm"
 
+    def __post_init__(self) -> None:
+        """Refuse an unknown method."""
+        check_choice("method", self.method, METHODS)
+
     def attack(self, generator: torch.Generator) -> Attack | None:
         """Return the attack of this training, drawing from `generator`; None if it needs none."""
         ball: dict[str, Any] = {"eps": self.eps, "bounds": self.bounds, "generator": generator}
@@ -79,17 +94,19 @@ class Recipe:
 
     def loss(self, generator: torch.Generator) -> Loss | None:
         """Return the loss of this training, drawing from `generator`; None for cross-entropy."""
+        ball: dict[str, Any] = {"eps": self.eps}
+        if self.eps == 0:
+            return None
         if self.method == "trades":
-            return partial(
-                losses.trades_loss, eps=self.eps, alpha=self.eps / 4, generator=generator
-            )
+            ball |= {"bounds": self.bounds, "generator": generator}
+            return partial(losses.trades_loss, **ball, alpha=self.eps / 4)
         if self.method == "grad-align":
             attack: Any = replace(self, method="fgsm").attack(generator)
             return partial(
-                losses.grad_align_loss, attack=attack, eps=self.eps, weight=1.0, generator=generator
+                losses.grad_align_loss, **ball, attack=attack, weight=1.0, generator=generator
             )
         if self.method == "interval":
-            return partial(losses.interval_loss, eps=self.eps)
+            return partial(losses.interval_loss, **ball, bounds=self.bounds)
         return None
 
     def fit(self, net: nn.Module, train_set: Images, **options: Any) -> History:
@@ -269,8 +286,8 @@ def _digest(recipe: Recipe, device: torch.device) -> str:
 def _code() -> str:
     """Source of what trains a network, as it was when this process first asked."""
     modules = (
-        *(collapse, common, data, engine, gradient, graphs, layers, losses, models, passes),
-        *(runtime, training, verification),
+        *(collapse, common, data, engine, evaluation, gradient, graphs, layers, losses, models),
+        *(passes, runtime, training, verification),
     )
     return "\n".join(inspect.getsource(piece) for piece in (*modules, Recipe, train))
 

@@ -69,9 +69,19 @@ def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     The numbers are drawn on the generator's device: a CPU generator gives the same noise on
     every machine.
     """
-    source = default_generator if generator is None else generator
+    source = source_of(generator)
     noise = torch.rand(like.shape, generator=source, dtype=like.dtype, device=source.device)
     return noise.to(like.device).mul_(2).sub_(1)
+
+
+def source_of(generator: Any) -> torch.Generator:
+    """Return `generator`, or advlib's own if it is None."""
+    if generator is None:
+        return default_generator
+    if not isinstance(generator, torch.Generator):
+        given = type(generator).__name__
+        raise TypeError(f"generator must be a torch.Generator or None, got {given}")
+    return generator
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:

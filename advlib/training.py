@@ -94,7 +94,8 @@ def fit(
         stop_when: called after each `evaluate` with all metrics so far; training ends when it
             returns True. See `advlib.collapse`.
         keep_best: name of a metric; training ends with the weights of the epoch after which that
-            was highest.
+            was highest, also if it ends with an error. Whether `evaluate` reports the metric is
+            only known after the first epoch.
         monitor: reported to after each iteration; see `advlib.monitor`.
 
     The first interrupt (Ctrl-C, or the notebook's stop button) ends training after the present
@@ -109,6 +110,8 @@ def fit(
     """
     functions = {"schedule": schedule, "attack": attack, "loss": loss, "evaluate": evaluate}
     _check(model, batches, epochs, lr, momentum, functions | {"stop_when": stop_when})
+    if keep_best is not None and not isinstance(keep_best, str):
+        raise TypeError(f"keep_best must be a str, got {type(keep_best).__name__}")
     if evaluate is None and (stop_when is not None or keep_best is not None):
         raise ValueError("evaluate must be given too: stop_when and keep_best go by its numbers")
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
@@ -131,8 +134,8 @@ def fit(
     history = History()
     best: dict[str, Tensor] = {}
     monitor = monitor or _Silent()
-    was_training = model.training
-    if not was_training:
+    flags = [(module, module.training) for module in model.modules()]
+    if not model.training:
         model.train()
     try:
         with _stop_on_interrupt(monitor):
@@ -142,20 +145,21 @@ def fit(
                     break
                 if evaluate is not None:
                     with evaluation_mode(model):
-                        for name, value in evaluate(model).items():
-                            history.metrics.setdefault(name, []).append(value)
-                if keep_best is not None and _is_best(history.metrics, keep_best):
+                        found = evaluate(model)
+                    for name, value in found.items():
+                        history.metrics.setdefault(name, []).append(value)
+                if keep_best is not None and _is_best(history.metrics, found, keep_best):
                     best = {name: value.clone() for name, value in model.state_dict().items()}
                     history.kept_epoch = epoch
                 if stop_when is not None and stop_when(history.metrics):
                     break
         history.stopped = len(history.loss) < iterations
-        if best:
-            model.load_state_dict(best)
     finally:
         optimizer.zero_grad()
-        if not was_training:
-            model.eval()
+        if best:
+            model.load_state_dict(best)
+        for module, training in flags:
+            module.training = training
         monitor.finish(history)
     return history
 
@@ -230,12 +234,12 @@ def _stop_on_interrupt(monitor: TrainingMonitor) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler if previous is None else previous)
 
 
-def _is_best(metrics: Metrics, name: str) -> bool:
-    """Whether the last value of a metric is its first highest one."""
+def _is_best(metrics: Metrics, found: dict[str, float], name: str) -> bool:
+    """Whether the value of a metric just `found` is its first highest one; NaN never is."""
     if name not in metrics:
         raise ValueError(f"keep_best must be a metric of evaluate, got {name!r}")
     *before, last = metrics[name]
-    return all(last > value for value in before)
+    return name in found and last == last and not any(value >= last for value in before)
 
 
 def _check(

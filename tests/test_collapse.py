@@ -111,6 +111,26 @@ def test_a_collapse_ends_training_and_gives_back_the_best():
     assert all(torch.equal(last[name], seen[1][name]) for name in last)
 
 
+def test_keep_best_goes_by_the_epochs_that_report_the_metric():
+    found = iter([{"pgd": float("nan")}, {"pgd": 0.5}, {"clean": 1.0}, {"pgd": 0.4}])
+    seen, history, last = states(4, evaluate=lambda model: next(found), keep_best="pgd")
+    assert history.kept_epoch == 2
+    assert all(torch.equal(last[name], seen[1][name]) for name in last)
+
+
+def test_the_best_weights_survive_an_error():
+    net, values = small_net(), iter([0.5, 0.4])
+    kept = []
+
+    def evaluate(model):
+        kept.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"pgd": next(values)}
+
+    with pytest.raises(StopIteration):
+        fit(net, Batches(X, Y), epochs=3, lr=0.1, evaluate=evaluate, keep_best="pgd")
+    assert all(torch.equal(value, kept[0][name]) for name, value in net.state_dict().items())
+
+
 def test_a_stop_after_the_last_epoch_is_no_stop():
     _, history, _ = states(2, evaluate=course([0.1, 0.2]), stop_when=lambda m: len(m["pgd"]) == 2)
     assert not history.stopped
@@ -124,6 +144,7 @@ def test_a_stop_after_the_last_epoch_is_no_stop():
         ({"stop_when": has_collapsed}, "evaluate"),
         ({"stop_when": 1}, "stop_when"),
         ({"loss": 1}, "loss"),
+        ({"evaluate": lambda model: {"pgd": 1.0}, "keep_best": 1}, "keep_best"),
         ({"evaluate": lambda model: {"pgd": 1.0}, "keep_best": "clean"}, "keep_best"),
     ],
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import images, labels, linear, small_net
 from torch import nn
 
-from advlib import Batches, evaluation_mode, fgsm, fit
+from advlib import Batches, fgsm, fit
 from advlib.losses import FULL_SIZE, WARM_UP, grad_align_loss, interval_loss, trades_loss
 
 DOUBLE = torch.float64
@@ -185,7 +185,30 @@ def test_fit_runs_its_loss_in_training_mode():
         return F.cross_entropy(model(x), y)
 
     net = small_net(dtype=DOUBLE).eval()
-    with evaluation_mode(net):
-        fit(net, Batches(X, Y), epochs=1, lr=0.1, loss=loss)
+    list(net.children())[-1].train()  # flags come back module by module
+    before = [module.training for module in net.modules()]
+    fit(net, Batches(X, Y), epochs=1, lr=0.1, loss=loss)
     assert modes == [True]
-    assert not net.training
+    assert [module.training for module in net.modules()] == before
+
+
+def test_trades_learns_where_a_probability_underflows():
+    net = linear(torch.tensor([[1.0], [-1.0]])).float()
+    x, y = torch.ones(1, 1), torch.tensor([0])
+    for parameter in net.parameters():
+        parameter.requires_grad_()
+        parameter.data.mul_(300)
+    value = trades_loss(net, x, y, eps=0.1, alpha=0.03)
+    slopes = torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
+    assert all(slope is None or slope.isfinite().all() for slope in slopes)
+
+
+def test_grad_align_sees_the_direction_of_tiny_gradients():
+    for scale in (1.0, 20.0, 40.0):  # the more confident, the smaller the gradient: down to 1e-17
+        net = linear(scale * torch.tensor([[1.0, 0.5], [-1.0, 0.25]]), DOUBLE)
+        x, y = torch.full((3, 2), 0.5, dtype=DOUBLE), torch.tensor([0, 0, 0])
+        plain, with_term = (
+            grad_align_loss(net, x, y, attack=FGSM, eps=0.1, weight=w, generator=seeded())
+            for w in (0.0, 1.0)
+        )
+        torch.testing.assert_close(with_term, plain, atol=1e-9, rtol=0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advlib import Normalize, bim, output_bounds, pgd, predict, verify
-from advlib.verification import interval_logits, margin_bounds
+from advlib.verification import interval_logits, layers, margin_bounds
 
 DOUBLE = torch.float64
 
@@ -326,6 +326,108 @@ def test_bad_input_is_named(function, name, value):
     }[function]
     with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
         function(**(arguments | {name: value}))
+
+
+# What runs is not the formula: a proof must not hold where the network as it runs is wrong.
+
+
+def two_logits(weights, dtype=torch.float32):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(len(weights[0]), 2, bias=False, dtype=dtype))
+    net[1].weight.data = torch.tensor(weights, dtype=dtype)
+    return net
+
+
+def verdict(net, x, eps=0.01):
+    """Of class 1, which the network never predicts here."""
+    assert predict(net, x).item() == 0
+    found = verify(net, x, torch.tensor([1]), eps)
+    assert found.certified_accuracy == 0
+    return found
+
+
+def test_nan_and_overflow_prove_nothing():
+    assert verdict(two_logits([[float("nan")] * 2] * 2), torch.full((1, 2), 0.5))
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False))
+    net[0].weight.data.fill_(1e25)
+    net[1].weight.data = torch.tensor([[1e25], [2e25]])
+    verdict(net, torch.full((1, 1), 0.5))
+
+
+def test_underflow_proves_nothing():
+    verdict(two_logits([[0.0], [1.4e-45]]), torch.full((1, 1), 0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype):
+    with pytest.raises(ValueError, match=rf"x must .*{dtype}"):
+        verify(two_logits([[1.0], [2.0]], dtype), torch.ones(1, 1, dtype=dtype), Y[:1], 0.1)
+
+
+def test_autocast_and_lower_precision_of_float32_are_refused():
+    net, x = two_logits([[1.0] * 64, [1.001] * 64]), torch.full((1, 64), 0.5)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="autocast"):
+        verify(net, x, torch.tensor([1]), 0.001)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(ValueError, match="float32"):
+            verify(net, x, torch.tensor([1]), 0.001)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_hooks_are_refused():
+    net = two_logits([[1.0], [2.0]])
+    net[1].register_forward_hook(lambda module, inputs, out: -out)
+    with pytest.raises(ValueError, match="hooks"):
+        verify(net, torch.full((1, 1), 0.5), torch.tensor([1]), 0.01)
+
+
+def test_a_layer_too_wide_for_its_rounding_is_refused(monkeypatch):
+    coarse = layers.Rounding(0.0, 2.0**-11, torch.finfo(torch.float32))
+    monkeypatch.setattr(layers, "_rounding", lambda x: coarse)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    with pytest.raises(ValueError, match="too wide"):
+        verify(net, torch.rand(1, 3072), torch.tensor([1]), 0.01)
+
+
+@pytest.mark.parametrize("kind", ["linear", "bias", "convolution", "normalisation"])
+def test_slack_covers_what_float32_rounds(kind):
+    """Sums of terms that cancel, in the order in which float32 is furthest from the formula."""
+    big = 2.0**24
+    if kind == "linear":  # 1 + big - big in float32 is 0 from the left
+        net, x = two_logits([[1.0, big, -big]] * 2), torch.ones(1, 3)
+    elif kind == "bias":  # big + 1 is big
+        net, x = two_logits([[1.0]] * 2), torch.ones(1, 1)
+        net[1].bias = nn.Parameter(torch.full((2,), big))
+    elif kind == "convolution":
+        net = nn.Sequential(nn.Conv2d(1, 1, (1, 3), bias=False), nn.Flatten(), nn.Linear(1, 2))
+        net[0].weight.data = torch.tensor([1.0, big, -big]).view(1, 1, 1, 3)
+        net[2].weight.data.fill_(1.0)
+        net[2].bias.data.zero_()
+        x = torch.ones(1, 1, 1, 3)
+    else:  # 1 + 2**-25 - (1 + 2**-23), over 2**-30: 0 or a step of float32
+        net = nn.Sequential(Normalize([1.0], [2.0**-30]), nn.Flatten(), nn.Linear(1, 2))
+        net[2].weight.data.fill_(1.0)
+        net[2].bias.data.zero_()
+        x = torch.ones(1, 1, 1, 1)
+    for method in ("interval", "crown"):
+        low, high = output_bounds(net, x, x, method=method)
+        unit = 2.0**-24
+        terms = {"linear": 2 * big, "bias": big, "convolution": 2 * big, "normalisation": 2.0**31}
+        # a float32 sum of these terms may err by at least one rounding of the largest of them
+        assert ((high - low) >= 2 * unit * terms[kind]).all()
+        assert ((high - low) <= 100 * unit * terms[kind]).all()
+
+
+def test_counterexamples_count_in_other_pixel_ranges():
+    net, x = relu_net(), pictures(50)
+    y = predict(net, x)
+    net = nn.Sequential(Normalize([0.0], [255.0]), *net)
+    found = verify(net, 255 * x, y, 8.3, bounds=(0, 255))
+    broken = predict(net, pgd(net, 255 * x, y, eps=8.3, alpha=1.0, steps=20, bounds=(0, 255))) != y
+    assert broken.any()
+    assert found.violated.sum() >= broken.sum() - 1
 
 
 @cuda

@@ -15,8 +15,8 @@ from advlib.runtime import (
     check_logits,
     check_model,
     check_number,
-    default_generator,
     evaluation_mode,
+    source_of,
     uniform,
 )
 
@@ -42,8 +42,14 @@ def lengths(change: Tensor) -> Tensor:
     return flat.view(-1, *[1] * (change.ndim - 1))
 
 
+def _scaled(gradient: Tensor) -> Tensor:
+    """Each row by its own largest entry: the square of a tiny one would underflow."""
+    most = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / most.view(-1, *[1] * (gradient.ndim - 1))
+
+
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    source = default_generator if generator is None else generator
+    source = source_of(generator)
     noise = torch.randn(like.shape, generator=source, dtype=like.dtype, device=source.device)
     return noise.to(like.device)
 
@@ -57,7 +63,7 @@ def _from_round_ball(like: Tensor, generator: torch.Generator | None) -> Tensor:
 BALLS = {
     "linf": Ball(torch.sign, lambda change, eps: change.clamp(-eps, eps), uniform),
     "l2": Ball(
-        lambda gradient: gradient / lengths(gradient),
+        lambda gradient: _scaled(gradient) / lengths(_scaled(gradient)),
         lambda change, eps: change * (eps / lengths(change)).clamp(max=1),
         _from_round_ball,
     ),

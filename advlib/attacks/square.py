@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from advlib import engine
 from advlib.attacks.common import budget_per_image, check_attack_input, indices
-from advlib.runtime import Bounds, check_count, check_number, default_generator, evaluation_mode
+from advlib.runtime import Bounds, check_count, check_number, evaluation_mode, source_of
 
 # the area of a square halves after each of these queries of 10,000; of fewer, in proportion
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -41,7 +41,7 @@ def square(
     if not 0 < check_number("area", area) <= 1:
         raise ValueError(f"area must be above 0 and at most 1, got {area}")
     eps = budget_per_image("eps", eps, x)
-    source = default_generator if generator is None else generator
+    source = source_of(generator)
     x = x.detach()
     height, width = x.shape[2:]
     x_adv = x.clone()

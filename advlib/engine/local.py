@@ -6,6 +6,7 @@ pooling. From the first linear layer on everything is computed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ ONE = (1, 1)
 # a window that needs more than this part of an image costs more than it saves
 _WIDEST = 0.5
 
+_MOST_VALUES = 2**27  # in all maps together, which is half a gigabyte
 _BLOCK = 50  # images mapped at a time
 
 Place = tuple[Tensor, Tensor, Tensor]
@@ -45,12 +47,15 @@ class Nearby:
         self._logits = logits
         self._spatial, self._head = ([], []) if passes is None else _split(passes)
         self._sizes = _sizes(self._spatial, x.shape[2:])
+        channels = [len(layer.weight) for layer in self._spatial if layer.has_weights]
+        self._values = prod(self._sizes[-1]) * (channels or [x.shape[1]])[-1]
         self._maps: Tensor | None = None
         self._place: Place | None = None
 
     def try_(self, x: Tensor, first: Tensor, side: int) -> Tensor:
         """Logits of `x`, which is as the known images outside the squares that begin at `first`."""
-        self._tried, self._place = x, None
+        self._take_back()
+        self._tried = x
         windows = self._windows(Window(first, (side, side)))
         if windows is None:
             self._maps = None
@@ -71,16 +76,23 @@ class Nearby:
     def keep(self, which: Tensor) -> None:
         """Of the images last tried, take some, bool (n,), for the known ones."""
         self.x = torch.where(which.view(-1, 1, 1, 1), self._tried, self.x)
-        if self._maps is not None and self._place is not None:
-            back = ~which
-            rows, down, across = self._place
-            self._maps[rows[back], down[back], across[back]] = self._before[back]
+        self._take_back(~which)
 
     def only(self, which: Tensor) -> None:
-        """Forget the other images."""
+        """Forget the other images, and what was last tried."""
+        self._take_back()
+        if which.all():
+            return
         self.x = self.x[which]
         if self._maps is not None:
             self._maps = self._maps[which]
+
+    def _take_back(self, which: Tensor | slice = slice(None)) -> None:
+        """Put the maps of some images back to before the last try; the others stay."""
+        if self._maps is not None and self._place is not None:
+            place = tuple(index[which] for index in self._place)
+            self._maps[place] = self._before[which]
+        self._place = None
 
     def _whole(self, x: Tensor) -> Tensor:
         for layer in self._spatial:
@@ -92,7 +104,7 @@ class Nearby:
 
         None if the network is not known, or if that is too much.
         """
-        if not self._spatial:
+        if not self._spatial or len(self.x) * self._values > _MOST_VALUES:
             return None
         sizes = self._sizes
         for layer in self._spatial:

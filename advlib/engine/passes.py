@@ -113,7 +113,7 @@ class _Pooling:
     def __init__(self, layer: Any, relu: bool, reuse: bool) -> None:
         self.relu = relu
         self.reuse = reuse  # the input is of no further use: its gradient may take its place
-        self.settings = tuple(map(_pair, (layer.kernel_size, layer.stride, layer.padding)))
+        self.settings = tuple(map(pair, (layer.kernel_size, layer.stride, layer.padding)))
 
     def prepare(self, dtype: torch.dtype) -> None:
         pass
@@ -252,7 +252,7 @@ def written_out(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Passes | Non
     if x.ndim not in (2, 4):
         return None
     modules = flat_modules(model)
-    if torch.is_autocast_enabled(x.device.type) or any(map(_is_watched, modules)):
+    if torch.is_autocast_enabled(x.device.type) or any(map(is_watched, modules)):
         return None
     if any(p.dtype != x.dtype or p.device != x.device for p in model.parameters()):
         return None
@@ -267,7 +267,7 @@ def flat_modules(module: nn.Module) -> list[nn.Module]:
     return [module, *(inner for child in module for inner in flat_modules(child))]
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether hooks wait for a call that the written-out passes would not make."""
     return bool(
         module._forward_hooks
@@ -288,12 +288,12 @@ def _translate(modules: list[nn.Module], *, flat: bool) -> list[Layer] | None:
     while todo:
         module = todo.pop(0)
         relu = bool(todo) and type(todo[0]) is nn.ReLU
-        if _is_plain(module, nn.Conv2d) and not flat:
-            if relu and len(todo) > 1 and _is_plain(todo[1], nn.MaxPool2d):
+        if is_plain(module, nn.Conv2d) and not flat:
+            if relu and len(todo) > 1 and is_plain(todo[1], nn.MaxPool2d):
                 todo[:2] = todo[1], todo[0]  # pool first: a quarter of the values is left
                 relu = False
             layers.append(_Convolution(module, relu))
-        elif _is_plain(module, nn.MaxPool2d) and not flat:
+        elif is_plain(module, nn.MaxPool2d) and not flat:
             reuse = bool(layers) and isinstance(layers[-1], _Convolution)
             layers.append(_Pooling(module, relu, reuse))
         elif type(module) is nn.Linear and flat:
@@ -310,13 +310,13 @@ def _translate(modules: list[nn.Module], *, flat: bool) -> list[Layer] | None:
     return layers if layers and isinstance(layers[-1], _Linear) else None
 
 
-def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Whether a module is exactly of this kind, with no setting that the passes do not know."""
     if type(module) is not kind:
         return False
     if kind is nn.Conv2d:
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return not (module.ceil_mode or module.return_indices) and _pair(module.dilation) == (1, 1)
+    return not (module.ceil_mode or module.return_indices) and pair(module.dilation) == (1, 1)
 
 
 def _loss(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -349,5 +349,6 @@ def _add(grads: Grads, layer: Any, to_weight: Tensor, to_bias: Tensor) -> None:
             grads[parameter] = grads[parameter] + grad if parameter in grads else grad
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
+def pair(value: Any) -> tuple[int, int]:
+    """A setting that torch takes as a number or as two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

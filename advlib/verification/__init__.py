@@ -5,7 +5,8 @@ below: what they prove, no attack can break. They know `nn.Sequential` networks 
 `nn.Linear`, `nn.ReLU`, `nn.MaxPool2d`, `nn.Flatten` and `advlib.Normalize`.
 
 The bounds hold for the network as it runs, in float32 and with its rounding, not only for its
-formula: see `advlib.verification.layers`.
+formula: see `advlib.verification.layers`, also for what is not covered. Half precision, autocast
+and hooks are refused.
 """
 
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def output_bounds(
         lower: images (n, ...), the smallest value of each pixel.
         upper: the largest values, in the same shape.
         method: "interval" passes intervals through the layers; "crown" bounds the network by
-            linear functions of the pixels, which is tighter and takes longer.
+            linear functions of the pixels, which is tighter and takes longer. The lines around a
+            ReLU rest on intervals, as in CROWN-IBP (Zhang et al., ICLR 2020, arXiv:1906.06316).
 
     Returns:
         Lower and upper bounds, float64 (n, classes).
@@ -170,7 +172,8 @@ def verify(
     with evaluation_mode(model):
         examples, verdicts = x.clone(), ["verified"] * len(x)
         margins = margin_bounds(model, x, y, eps, method="interval", bounds=bounds)
-        left = indices(margins <= 0)  # intervals cost less than an attack, and that less than CROWN
+        # intervals cost less than an attack, and that less than CROWN; NaN is no proof
+        left = indices(~(margins > 0))
         if len(left):
             tried = _counterexamples(model, x[left], y[left], eps, attack, bounds)
             broken = is_broken(engine.logits(model, tried), y[left])
@@ -183,7 +186,7 @@ def verify(
             margins[left] = margin_bounds(
                 model, x[left], y[left], eps, method=method, bounds=bounds
             )
-        for i in indices(margins <= 0).tolist():
+        for i in left[~(margins[left] > 0)].tolist():
             verdicts[i] = "unproven"
     return Verification(verdicts, examples, margins)
 
@@ -208,7 +211,7 @@ def margin_bounds(
         layers = layers_of(model, x)
         found = []
         for images, labels in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True):
-            boxes = propagate(layers, _ball(images.double(), eps, bounds))
+            boxes = propagate(layers, _ball(images.double(), eps, bounds, x.dtype))
             classes = boxes[-1].lower.shape[1]
             rows = _leads(labels, classes, torch.float64)
             if method == "interval":
@@ -228,15 +231,19 @@ def interval_logits(
     weights: for training (`advlib.losses.interval_loss`). Shape (n, classes).
     """
     layers = layers_of(model, x, x.dtype)
-    boxes = propagate(layers, _ball(x, eps, bounds))
+    boxes = propagate(layers, _ball(x, eps, bounds, x.dtype))
     return -least(layers[-1:], boxes[-2:], _leads(y, boxes[-1].lower.shape[1], x.dtype))
 
 
-def _ball(x: Tensor, eps: float, bounds: Bounds) -> Box:
-    """The linf ball, wider by what rounding may add to a change in float32."""
-    reach = eps + 2**-22 * (1 + eps)
+def _ball(x: Tensor, eps: float, bounds: Bounds, dtype: torch.dtype) -> Box:
+    """The linf ball and the pixel range, wider by what rounding to `dtype` may add to a change."""
+    reach = eps + 2 * torch.finfo(dtype).eps * (x.abs() + eps)
     lower, upper = x - reach, x + reach
-    return Box(lower, upper) if bounds is None else Box(lower.clamp(*bounds), upper.clamp(*bounds))
+    if bounds is None:
+        return Box(lower, upper)
+    rounded = torch.tensor(bounds, dtype=dtype).tolist()
+    low, high = min(bounds[0], rounded[0]), max(bounds[1], rounded[1])
+    return Box(lower.clamp(low, high), upper.clamp(low, high))
 
 
 def _leads(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -252,7 +259,7 @@ def _counterexamples(
     tried = attack(model, x, y)
     if not isinstance(tried, Tensor) or tried.shape != x.shape:
         raise ValueError(f"attack must return images of shape {tuple(x.shape)}")
-    box = _ball(x.double(), eps, bounds)
+    box = _ball(x.double(), eps, bounds, x.dtype)
     inside = ((tried >= box.lower) & (tried <= box.upper)).flatten(1).all(1)
     counts = inside & ~is_broken(engine.logits(model, x), y)
     return torch.where(counts.view(-1, *[1] * (x.ndim - 1)), tried, x)

@@ -1,12 +1,15 @@
 """What each layer does to intervals, and to linear functions of its output.
 
-Bounds are computed in float64, but they are bounds of the network as it runs. Each affine layer
-computes W a + b with a rounding error, which no order of the additions makes larger than
-`gamma * (|W| |a| + |b|)`, gamma = k u / (1 - k u) for k terms and unit roundoff u (Higham 2002,
-section 3.1). So the output lies in the interval of the formula, widened by that much. The float64
-arithmetic of the bounds themselves is finer by a factor of 2**29, and k is rounded up by more.
-Convolutions by Fourier or Winograd transforms, which round otherwise, are not covered; PyTorch
-uses none on CPUs.
+Bounds are computed in float64, but they are bounds of the network as it runs, in float32. Each
+affine layer computes W a + b with a rounding error, which no order of the additions makes larger
+than `gamma * (|W| |a| + |b|)`, gamma = k u / (1 - k u) for k terms and unit roundoff u (Higham
+2002, section 3.1), plus k times the smallest normal number where products underflow. So the output
+lies in the interval of the formula, widened by that much; where it may overflow there is no bound.
+The float64 arithmetic of the bounds themselves is finer by a factor of 2**29, and k is rounded up
+by more. On CUDA the factors may be rounded to TF32 first, and that is always allowed for.
+
+Convolutions by Fourier or Winograd transforms round otherwise and are not covered. PyTorch uses
+none on CPUs with oneDNN, which is to say on nearly all; cuDNN may.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from advlib.engine.passes import flat_modules
+from advlib.engine.passes import flat_modules, is_plain, is_watched, pair
 from advlib.models import Normalize
 
 
@@ -49,10 +52,19 @@ class Layer(Protocol):
 class _Affine(ABC):
     """W a + b, in terms of what a kind of layer does with any W and b."""
 
-    def __init__(self, terms: int, unit: float) -> None:
-        """Take the number of terms that are added up, and the unit roundoff."""
+    def __init__(self, terms: int, rounding: "Rounding | None") -> None:
+        """Take the number of terms that are added up, and how they are rounded, if that counts."""
+        self.gamma = self.least = 0.0
+        self.most = torch.inf
+        if rounding is None:
+            return
         k = 1.01 * terms + 4  # more than are added: the rest covers the rounding of the bounds
-        self.gamma = k * unit / (1 - k * unit)
+        if k * rounding.sums >= 1:
+            raise ValueError(f"model has a layer too wide for bounds: it adds up {terms} terms")
+        of_sums = k * rounding.sums / (1 - k * rounding.sums)
+        self.gamma = (1 + rounding.factors) ** 2 * (1 + of_sums) - 1
+        self.least = k * rounding.limits.tiny
+        self.most = rounding.limits.max
 
     @abstractmethod
     def apply(self, a: Tensor) -> Tensor:
@@ -75,7 +87,9 @@ class _Affine(ABC):
         middle, reach = self.apply(centre), self.widths(radius, bias=False)
         if self.gamma == 0:
             return Box(middle - reach, middle + reach)
-        slack = self.gamma * self.widths(centre.abs() + radius, bias=True)
+        largest = self.widths(centre.abs() + radius, bias=True)
+        slack = self.gamma * largest + self.least
+        slack = torch.where(largest + slack < self.most, slack, torch.inf)
         return Box(middle - reach - slack, middle + reach + slack, slack)
 
     def back(self, rows: Tensor, box: Box, out: Box) -> tuple[Tensor, Tensor]:
@@ -89,9 +103,9 @@ class _Affine(ABC):
 class _Convolution(_Affine):
     """nn.Conv2d."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype, unit: float) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype, rounding: "Rounding | None") -> None:
         """Take the weights as they are, in `dtype`."""
-        super().__init__(layer.weight[0].numel() + 1, unit)
+        super().__init__(layer.weight[0].numel() + 1, rounding)
         self.weight = layer.weight.to(dtype)
         self.bias = None if layer.bias is None else layer.bias.to(dtype)
         self.settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -109,15 +123,16 @@ class _Convolution(_Affine):
 
     def constants(self, rows: Tensor) -> Tensor:
         over_pixels = rows.flatten(3).sum(3)
-        return over_pixels.sum(2) * 0 if self.bias is None else over_pixels @ self.bias
+        none = over_pixels.new_zeros(over_pixels.shape[:2])
+        return none if self.bias is None else over_pixels @ self.bias
 
 
 class _Linear(_Affine):
     """nn.Linear."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype, unit: float) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype, rounding: "Rounding | None") -> None:
         """Take the weights as they are, in `dtype`."""
-        super().__init__(layer.in_features + 1, unit)
+        super().__init__(layer.in_features + 1, rounding)
         self.weight = layer.weight.to(dtype)
         self.bias = None if layer.bias is None else layer.bias.to(dtype)
 
@@ -132,15 +147,15 @@ class _Linear(_Affine):
         return rows @ self.weight
 
     def constants(self, rows: Tensor) -> Tensor:
-        return rows.sum(2) * 0 if self.bias is None else rows @ self.bias
+        return rows.new_zeros(rows.shape[:2]) if self.bias is None else rows @ self.bias
 
 
 class _Normalisation(_Affine):
     """advlib's `Normalize`."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype, unit: float) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype, rounding: "Rounding | None") -> None:
         """Take mean and deviation in `dtype`."""
-        super().__init__(2, unit)
+        super().__init__(2, rounding)
         self.mean, self.std = layer.mean.to(dtype), layer.std.to(dtype)
 
     def apply(self, a: Tensor) -> Tensor:
@@ -150,7 +165,8 @@ class _Normalisation(_Affine):
         return (a + self.mean.abs() if bias else a) / self.std
 
     def transposed(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return rows / self.std
+        # grey images in front of three means have their gradients added up
+        return (rows / self.std).sum_to_size(len(rows), *shape)
 
     def constants(self, rows: Tensor) -> Tensor:
         return -(rows * self.mean / self.std).flatten(2).sum(2)
@@ -191,7 +207,7 @@ class _Pooling:
 
     def __init__(self, layer: Any) -> None:
         """Take the layer's settings."""
-        self.kernel, self.stride = _pair(layer.kernel_size), _pair(layer.stride)
+        self.kernel, self.stride = pair(layer.kernel_size), pair(layer.stride)
 
     def forward(self, box: Box) -> Box:
         lower, upper = (F.max_pool2d(side, self.kernel, self.stride) for side in box[:2])
@@ -234,27 +250,33 @@ def layers_of(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> 
     With a `dtype` they compute in that, and allow for no rounding: for training.
 
     Raises:
-        ValueError: bounds are not known for a layer; the message names it.
+        ValueError: bounds are not known for a layer or for a way of computing it; the message
+            names it.
     """
-    unit = 0.0 if dtype else _roundoff(x)
+    rounding = None if dtype else _rounding(x)
+    dtype = dtype or torch.float64
     found: list[Layer] = []
+    flat = x.ndim == 2
     module: Any
     for module in flat_modules(model):
         kind = type(module)
+        if is_watched(module):
+            raise ValueError(f"model has a layer with hooks, which bounds don't know: {module}")
         if kind is nn.Sequential:
             continue
-        if kind is nn.Conv2d and module.padding_mode == "zeros":
-            found.append(_Convolution(module, dtype or torch.float64, unit))
-        elif kind is nn.Linear:
-            found.append(_Linear(module, dtype or torch.float64, unit))
-        elif kind is Normalize:
-            found.append(_Normalisation(module, dtype or torch.float64, unit))
+        if not flat and is_plain(module, nn.Conv2d):
+            found.append(_Convolution(module, dtype, rounding))
+        elif flat and kind is nn.Linear:
+            found.append(_Linear(module, dtype, rounding))
+        elif not flat and kind is Normalize:
+            found.append(_Normalisation(module, dtype, rounding))
         elif kind is nn.ReLU:
             found.append(_Relu())
-        elif kind is nn.MaxPool2d and _is_plain_pooling(module):
+        elif not flat and is_plain(module, nn.MaxPool2d) and pair(module.padding) == (0, 0):
             found.append(_Pooling(module))
         elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
             found.append(_Flatten())
+            flat = True
         else:
             raise ValueError(f"model has a layer that bounds are not known for: {module}")
     return found
@@ -292,19 +314,32 @@ def _times(rows: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(rows.flatten(2), values.flatten(1).unsqueeze(2)).squeeze(2)
 
 
-def _roundoff(x: Tensor) -> float:
-    """Unit roundoff of a network for images like `x`."""
-    if x.is_cuda and x.dtype == torch.float32:
-        backends = torch.backends
-        if backends.cudnn.allow_tf32 or backends.cuda.matmul.allow_tf32:
-            return 2.0**-11
-    return torch.finfo(x.dtype).eps / 2
+class Rounding(NamedTuple):
+    """How a network's arithmetic rounds: unit roundoff of factors and of sums, and its limits."""
+
+    factors: float
+    sums: float
+    limits: torch.finfo
 
 
-def _is_plain_pooling(module: Any) -> bool:
-    plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
-    return plain and not module.ceil_mode and not module.return_indices
+def _rounding(x: Tensor) -> Rounding:
+    """The rounding of a network for images like `x`.
 
-
-def _pair(value: Any) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
+    Raises:
+        ValueError: nothing is known of it.
+    """
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x must be float32 or float64 for bounds to hold, got {x.dtype}")
+    if torch.is_autocast_enabled(x.device.type):
+        raise ValueError("x must not be bounded under autocast: the model computes in less")
+    limits = torch.finfo(x.dtype)
+    if x.is_cuda and x.dtype == torch.float32:  # tensor cores also cut off instead of rounding
+        return Rounding(2.0**-10, 4 * limits.eps, limits)
+    mkldnn: Any = torch.backends.mkldnn
+    for part in (mkldnn.matmul, mkldnn.conv):
+        if part.fp32_precision not in ("none", "ieee"):
+            raise ValueError(
+                f"x must be bounded in full float32: torch's CPU kernels are set to "
+                f"{part.fp32_precision} (see torch.set_float32_matmul_precision)"
+            )
+    return Rounding(0.0, limits.eps / 2, limits)
