@@ -173,6 +173,19 @@ def test_more_restarts_and_targets_never_lose_an_image_that_fewer_broke():
         for n in (1, 3)
     )
     assert (three >= one).all()
+    model = linear(torch.randn(5, 16, generator=seeded()), torch.float64)
+    y = predict(model, x)
+    spies = [Spy(model), Spy(model)]
+    for spy, targets in zip(spies, (1, 2), strict=True):
+        apgd(spy, x, y, eps=0.001, steps=5, loss="targeted-dlr", targets=targets)
+    assert 1.8 * spies[0].gradients < spies[1].gradients  # none falls: each target costs the same
+
+
+def test_targeted_square_reaches_its_target():
+    model, x = small_net().eval(), images(40)
+    target = (predict(model, x) + 1) % 3
+    x_adv = square(model, x, target, eps=0.4, queries=300, targeted=True, generator=seeded())
+    assert (predict(model, x_adv) == target).sum() > 10
 
 
 # Square

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import Breakdown, FailsAfter, cuda, images, labels, linear, untouched
+from conftest import Breakdown, cuda, images, labels, linear, untouched
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -105,9 +105,26 @@ def test_bounds_of_pooling_contain_samples_and_touch_them(pool, method):
     assert (low <= least).all()
     assert (most <= high).all()
     wide = output_bounds(net, lower, upper, method="interval")
-    exact = net(lower), net(upper)  # where all weights of an output have one sign
     assert (low >= wide[0] - 1e-9).all()
-    assert (exact[0] >= low - 1e-9).all()
+    net[2].weight.data.abs_()  # now both ends of the box give both ends of the output
+    low, high = output_bounds(net, lower, upper, method=method)
+    torch.testing.assert_close(low, net(lower), atol=1e-9, rtol=0)
+    if method == "interval":
+        torch.testing.assert_close(high, net(upper), atol=1e-9, rtol=0)
+
+
+def test_pooling_lies_under_its_chord():
+    # max(u, v) = u + relu(v - u), u in [0, 2], v in [1, 2]: v - u in [-1, 2], chord (v - u + 1) 2/3
+    net = nn.Sequential(nn.MaxPool2d((1, 2)), nn.Flatten(), nn.Linear(1, 2, bias=False)).double()
+    net[2].weight.data = torch.tensor([[1.0], [-1.0]], dtype=DOUBLE)
+    lower = torch.tensor([0.0, 1.0], dtype=DOUBLE).view(1, 1, 1, 2)
+    upper = torch.tensor([2.0, 2.0], dtype=DOUBLE).view(1, 1, 1, 2)
+    rows = torch.tensor([[[-1.0]]], dtype=DOUBLE)
+    pooling = layers.layers_of(net, lower)[0]
+    box = layers.Box(lower, upper)
+    slopes, constant = pooling.back(rows.view(1, 1, 1, 1, 1), box, pooling.forward(box))
+    torch.testing.assert_close(slopes.flatten(), torch.tensor([-1 / 3, -2 / 3], dtype=DOUBLE))
+    torch.testing.assert_close(constant.item(), -2 / 3)
 
 
 def test_crown_is_never_looser_than_intervals_and_mostly_tighter():
@@ -272,9 +289,13 @@ def test_flags_gradients_and_global_rng_stay():
     with untouched(net):
         verify(net, x, y, 0.01)
         output_bounds(net, x, x)
-    failing = FailsAfter(linear(torch.ones(3, 16)), 0)
-    with untouched(failing), pytest.raises(Breakdown):
-        verify(failing, images(), labels(), 0.1)
+
+    def breaks(model, x, y):
+        raise Breakdown
+
+    net = relu_net()
+    with untouched(net), pytest.raises(Breakdown):
+        verify(net, x, predict(net, x), 0.2, attack=breaks)
 
 
 @pytest.mark.parametrize(
