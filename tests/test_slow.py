@@ -58,12 +58,12 @@ def test_pgd_equals_that_of_foolbox(kind):
     foolbox = pytest.importorskip("foolbox")
     net, (x, y) = MAKERS[kind](device="cpu"), images(400)
     wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True).repeat(3)
 
     def theirs(x, y):
         return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=EPS)
 
-    ours = partial(pgd, eps=EPS, alpha=0.01, steps=40, generator=seeded())
+    ours = partial(pgd, eps=EPS, alpha=0.01, steps=40, restarts=3, generator=seeded())
     found = accuracy(net, Batches(x, y), attack=ours)
     assert found == pytest.approx(left(net, x, y, theirs), abs=HALF_A_POINT)
 

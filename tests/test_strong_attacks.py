@@ -181,6 +181,12 @@ def test_more_restarts_and_targets_never_lose_an_image_that_fewer_broke():
     assert 1.8 * spies[0].gradients < spies[1].gradients  # none falls: each target costs the same
 
 
+def test_square_leaves_an_image_alone_that_a_tie_already_breaks():
+    model = linear(torch.ones(2, 16))  # equal logits: argmax says 0
+    x = images(3)
+    assert torch.equal(square(model, x, torch.ones(3, dtype=torch.int64), eps=0.1, queries=20), x)
+
+
 def test_targeted_square_reaches_its_target():
     model, x = small_net().eval(), images(40)
     target = (predict(model, x) + 1) % 3

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from advlib import engine
-from advlib.attacks.common import budget_per_image, check_attack_input, indices
+from advlib.attacks.common import budget_per_image, check_attack_input, indices, is_broken
 from advlib.runtime import Bounds, check_count, check_number, evaluation_mode, source_of
 
 # the area of a square halves after each of these queries of 10,000; of fewer, in proportion
@@ -53,15 +53,16 @@ def square(
         return image if bounds is None else image.clamp(*bounds)
 
     with evaluation_mode(model):
-        standing = indices(_margins(engine.logits(model, x), y, targeted) >= 0)
+        standing = indices(~is_broken(engine.logits(model, x), y, targeted))
         stripes = eps[standing] * _signs(draw(len(standing), x.shape[1], 1, width))
         known = engine.nearby(model, inside(x[standing] + stripes))
-        least = x.new_zeros(0)
+        least, still = x.new_zeros(0), y.new_zeros(0, dtype=torch.bool)
         if len(standing):
-            least = _margins(engine.logits(model, known.x), y[standing], targeted)
+            scores = engine.logits(model, known.x)
+            least = _margins(scores, y[standing], targeted)
+            still = ~is_broken(scores, y[standing], targeted)
         for query in range(1, queries + 1):
             x_adv[standing] = known.x
-            still = least >= 0
             standing, least = standing[still], least[still]
             known.only(still)
             if query == queries or len(standing) == 0:
@@ -76,13 +77,15 @@ def square(
             tried = torch.where(same.view(-1, 1, 1, 1), opposite, tried)
             scores = known.try_(tried, first, side)
             found = _margins(scores, y[standing], targeted)
-            known.keep(found < least)
+            better = found < least
+            known.keep(better)
             least = torch.minimum(found, least)
+            still = ~(better & is_broken(scores, y[standing], targeted))
     return x_adv
 
 
 def _margins(scores: Tensor, y: Tensor, targeted: bool) -> Tensor:
-    """By how much the logit of `y` leads (or, if it is the target, lags); below 0 is success."""
+    """By how much the logit of `y` leads (or, if it is the target, lags); below 0 is success, 0 a tie."""
     of_y = scores.gather(1, y.unsqueeze(1)).squeeze(1)
     lead = of_y - scores.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
     return -lead if targeted else lead
