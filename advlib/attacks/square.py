@@ -85,7 +85,7 @@ def square(
 
 
 def _margins(scores: Tensor, y: Tensor, targeted: bool) -> Tensor:
-    """By how much the logit of `y` leads (or, if it is the target, lags); below 0 is success, 0 a tie."""
+    """By how much the logit of `y` leads (or, if it is the target, lags); success is below 0."""
     of_y = scores.gather(1, y.unsqueeze(1)).squeeze(1)
     lead = of_y - scores.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
     return -lead if targeted else lead
