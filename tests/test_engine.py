@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advlib import Batches, Normalize, accuracy, bim, digit_net, engine, fgsm, fit, pgd, square
-from advlib.engine import graphs, passes
+from advlib.engine import graphs, local, passes
 
 DOUBLE = torch.float64
 exact = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-14)
@@ -490,6 +490,26 @@ def test_logits_of_nearby_images_are_those_of_the_whole_network(name, data):
         known.only(stay)
         x = x[stay]
         assert torch.equal(known.x, x)
+
+
+def test_a_try_that_is_not_kept_leaves_no_trace():
+    model, (x, _) = net(), digits(5)
+    known, first = engine.nearby(model, x), torch.full((5, 2), 13)
+    for value in (0.25, 0.5, 1.0):
+        tried = x.clone()
+        tried[:, :, 13, 13] = value
+        exact(known.try_(tried, first, 1), model(tried).detach())
+    known.only(torch.tensor([True, False, True, True, False]))
+    exact(known.try_(known.x, torch.zeros(3, 2, dtype=torch.int64), 1), model(known.x).detach())
+
+
+def test_maps_that_would_take_too_much_memory_are_not_made(monkeypatch):
+    monkeypatch.setattr(local, "_MOST_VALUES", 4 * 64 * 14 * 14)
+    model, (x, _) = net(), digits(5)
+    for n, whole in ((4, False), (5, True)):
+        known = engine.nearby(model, x[:n])
+        known.try_(x[:n], torch.zeros(n, 2, dtype=torch.int64), 1)
+        assert (known._maps is None) == whole
 
 
 def test_a_small_window_is_not_computed_as_a_whole(monkeypatch):
