@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -122,7 +123,8 @@ class Report:
             )
         lines.append("")
         for check in self.checks:
-            lines.append(f"{'LOOK' if check.suspicious else 'ok':<4}  {check.name}: {check.found}")
+            line = f"{'LOOK' if check.suspicious else 'ok':<4}  {check.name}: {check.found}"
+            lines += textwrap.wrap(line, 78, subsequent_indent=" " * 8)
             if check.suspicious:
                 lines.append(f"      {check.meaning}")
         return "\n".join(lines)
