@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advlib import engine
-from advlib.attacks.common import project
+from advlib.attacks.common import project, scaled
 from advlib.runtime import (
     Attack,
     Bounds,
@@ -99,14 +99,10 @@ def grad_align_loss(
     # the gradient at x is the reference: only the one nearby is asked to turn
     here = _slope(model, x, y)
     there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
-    turned = 1 - F.cosine_similarity(_scaled(here), _scaled(there), dim=1)
+    # scaled, because cosine_similarity takes tiny vectors for zero
+    here, there = scaled(here).flatten(1), scaled(there).flatten(1)
+    turned = 1 - F.cosine_similarity(here, there, dim=1)
     return F.cross_entropy(model(attack(model, x, y)), y) + weight * turned.mean()
-
-
-def _scaled(slope: Tensor) -> Tensor:
-    """Each row by its own largest entry: cosine_similarity takes tiny vectors for zero."""
-    flat = slope.flatten(1)
-    return flat / flat.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:

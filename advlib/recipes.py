@@ -94,19 +94,23 @@ class Recipe:
 
     def loss(self, generator: torch.Generator) -> Loss | None:
         """Return the loss of this training, drawing from `generator`; None for cross-entropy."""
-        ball: dict[str, Any] = {"eps": self.eps}
         if self.eps == 0:
             return None
         if self.method == "trades":
-            ball |= {"bounds": self.bounds, "generator": generator}
-            return partial(losses.trades_loss, **ball, alpha=self.eps / 4)
+            return partial(
+                losses.trades_loss,
+                eps=self.eps,
+                alpha=self.eps / 4,
+                bounds=self.bounds,
+                generator=generator,
+            )
         if self.method == "grad-align":
             attack: Any = replace(self, method="fgsm").attack(generator)
             return partial(
-                losses.grad_align_loss, **ball, attack=attack, weight=1.0, generator=generator
+                losses.grad_align_loss, attack=attack, eps=self.eps, weight=1.0, generator=generator
             )
         if self.method == "interval":
-            return partial(losses.interval_loss, **ball, bounds=self.bounds)
+            return partial(losses.interval_loss, eps=self.eps, bounds=self.bounds)
         return None
 
     def fit(self, net: nn.Module, train_set: Images, **options: Any) -> History:

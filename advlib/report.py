@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from advlib import engine
 from advlib.attacks import bim, input_gradient, pgd
 from advlib.attacks.auto import parts
-from advlib.attacks.common import BALLS, check_attack_input, indices
+from advlib.attacks.common import BALLS, check_attack_input, indices, leads
 from advlib.data import Batches
 from advlib.evaluation import correct, wilson_interval
 from advlib.runtime import Attack, Bounds, check_count, check_number, evaluation_mode, uniform
@@ -300,10 +300,7 @@ def _check_direction(
     small = eps / 10
 
     def margins(x: Tensor) -> Tensor:
-        scores = engine.logits(model, x)
-        labels = y.unsqueeze(1)
-        others = scores.scatter(1, labels, -torch.inf).max(1).values
-        return scores.gather(1, labels).squeeze(1) - others
+        return leads(engine.logits(model, x), y)
 
     along = bim(model, x, y, eps=small, alpha=small, steps=1, norm=norm, bounds=bounds)
     noise = BALLS[norm].steepest(uniform(x, _seeded(seed)))

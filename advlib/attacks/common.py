@@ -42,10 +42,15 @@ def lengths(change: Tensor) -> Tensor:
     return flat.view(-1, *[1] * (change.ndim - 1))
 
 
-def _scaled(gradient: Tensor) -> Tensor:
+def scaled(gradient: Tensor) -> Tensor:
     """Each row by its own largest entry: the square of a tiny one would underflow."""
-    most = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    most = gradient.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
     return gradient / most.view(-1, *[1] * (gradient.ndim - 1))
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    gradient = scaled(gradient)
+    return gradient / lengths(gradient)
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -63,7 +68,7 @@ def _from_round_ball(like: Tensor, generator: torch.Generator | None) -> Tensor:
 BALLS = {
     "linf": Ball(torch.sign, lambda change, eps: change.clamp(-eps, eps), uniform),
     "l2": Ball(
-        lambda gradient: _scaled(gradient) / lengths(_scaled(gradient)),
+        _unit,
         lambda change, eps: change * (eps / lengths(change)).clamp(max=1),
         _from_round_ball,
     ),
@@ -83,6 +88,13 @@ def is_broken(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     """Whether the attack has what it wants of each image, bool (n,)."""
     hit = logits.argmax(1) == y
     return hit if targeted else ~hit
+
+
+def leads(scores: Tensor, y: Tensor) -> Tensor:
+    """By how much the logit of class `y` is above the largest other one, (n,)."""
+    labels = y.unsqueeze(1)
+    others = scores.scatter(1, labels, -torch.inf).amax(1)
+    return scores.gather(1, labels).squeeze(1) - others
 
 
 def check_attack_input(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from advlib import engine
-from advlib.attacks.common import budget_per_image, check_attack_input, indices, is_broken
+from advlib.attacks.common import budget_per_image, check_attack_input, indices, is_broken, leads
 from advlib.runtime import Bounds, check_count, check_number, evaluation_mode, source_of
 
 # the area of a square halves after each of these queries of 10,000; of fewer, in proportion
@@ -86,9 +86,7 @@ def square(
 
 def _margins(scores: Tensor, y: Tensor, targeted: bool) -> Tensor:
     """By how much the logit of `y` leads (or, if it is the target, lags); success is below 0."""
-    of_y = scores.gather(1, y.unsqueeze(1)).squeeze(1)
-    lead = of_y - scores.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
-    return -lead if targeted else lead
+    return -leads(scores, y) if targeted else leads(scores, y)
 
 
 def _signs(numbers: Tensor) -> Tensor:

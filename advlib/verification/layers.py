@@ -336,10 +336,13 @@ def _rounding(x: Tensor) -> Rounding:
     if x.is_cuda and x.dtype == torch.float32:  # tensor cores also cut off instead of rounding
         return Rounding(2.0**-10, 4 * limits.eps, limits)
     mkldnn: Any = torch.backends.mkldnn
-    for part in (mkldnn.matmul, mkldnn.conv):
-        if part.fp32_precision not in ("none", "ieee"):
-            raise ValueError(
-                f"x must be bounded in full float32: torch's CPU kernels are set to "
-                f"{part.fp32_precision} (see torch.set_float32_matmul_precision)"
-            )
+    if hasattr(mkldnn, "matmul"):
+        modes = [mkldnn.matmul.fp32_precision, mkldnn.conv.fp32_precision]
+    else:  # older versions of torch have one setting for all
+        modes = [torch.get_float32_matmul_precision()]
+    if not {"none", "ieee", "highest"}.issuperset(modes):
+        raise ValueError(
+            f"x must be bounded in full float32: torch's CPU kernels are set to "
+            f"{' and '.join(modes)} (see torch.set_float32_matmul_precision)"
+        )
     return Rounding(0.0, limits.eps / 2, limits)
