@@ -77,6 +77,14 @@ def test_autoattack_is_no_weaker_than_that_of_torchattacks(kind):
     assert theirs - HALF_A_POINT <= ours <= theirs + 0.003
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_fifty_steps_of_apgd_leave_what_a_hundred_leave(kind):
+    net, (x, y) = MAKERS[kind](device="cpu"), images(300)
+    with_steps = partial(apgd, loss="targeted-dlr", eps=EPS, generator=seeded())
+    left = {n: accuracy(net, Batches(x, y), attack=partial(with_steps, steps=n)) for n in (50, 100)}
+    assert left[50] == left[100]
+
+
 def test_no_attack_breaks_one_of_five_thousand_verified_images():
     net, (x, y) = recipes.provable_net(device="cpu"), images(5000)
     proved = 0

@@ -79,7 +79,7 @@ def apgd(
     - "ce", cross-entropy, which a model can flatten by scaling its logits;
     - "dlr", the difference of logits ratio, which does not change when logits are scaled;
     - "targeted-dlr", the same towards each of the `targets` classes with the largest logits next
-      to `y`, one after the other. Any wrong class counts as a success.
+      to `y`, all at once. Any wrong class counts as a success.
 
     With `targeted=True` labels `y` are targets, and `loss` must be "ce". Each of the `restarts`
     attacks what the ones before it left standing.
@@ -107,31 +107,31 @@ def apgd(
             raise ValueError(f"loss {loss!r} needs at least {least} classes, got {classes}")
         others = scores.scatter(1, y.unsqueeze(1), -torch.inf).argsort(1, descending=True)
         standing = indices(~is_broken(scores, y, targeted))
-        for target in range(min(targets, classes - 1) if loss == "targeted-dlr" else 1):
-            for _ in range(restarts):
-                if len(standing) == 0:
-                    return x_adv
-                labels = torch.stack([y, others[:, target]], 1)[standing]
-                found, broken = _climb(
-                    model,
-                    x[standing],
-                    labels,
-                    eps=eps[standing],
-                    objective=objective,
-                    steps=steps,
-                    norm=norm,
-                    targeted=targeted,
-                    bounds=bounds,
-                    generator=generator,
-                )
-                x_adv[standing] = found
-                standing = standing[~broken]
+        targets = min(targets, classes - 1) if loss == "targeted-dlr" else 1
+        for _ in range(restarts):
+            if len(standing) == 0:
+                break
+            found, broken = _climb(
+                model,
+                x[standing],
+                y[standing],
+                others[standing, :targets],
+                eps=eps[standing],
+                objective=objective,
+                steps=steps,
+                norm=norm,
+                targeted=targeted,
+                bounds=bounds,
+                generator=generator,
+            )
+            x_adv[standing] = found
+            standing = standing[~broken]
     return x_adv
 
 
 @dataclass
 class _State:
-    """Where the ascent of each image stands; one row each."""
+    """Where each ascent stands; the rows of an image, one for each of its targets, follow."""
 
     image: Tensor
     """Number of the image in the batch."""
@@ -160,7 +160,8 @@ class _State:
 def _climb(
     model: nn.Module,
     x: Tensor,
-    labels: Tensor,
+    y: Tensor,
+    targets: Tensor,
     *,
     eps: Tensor,
     objective: Any,
@@ -170,14 +171,21 @@ def _climb(
     bounds: Bounds,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """One ascent: the broken images as they broke, the others at their best, and which broke."""
+    """Climb towards each of an image's `targets` (n, k), until one of these ascents breaks it.
+
+    Returns the broken images as they broke, the others at their best, and which broke.
+    """
     ball = BALLS[norm]
+    found, broken = x.clone(), torch.zeros_like(y, dtype=torch.bool)
+    count = targets.shape[1]
+    image = torch.arange(len(x), device=x.device).repeat_interleave(count)
+    x, y, eps = x[image], y[image], eps[image]
+    labels = torch.stack([y, targets.flatten()], 1)
     here = project(x + eps * ball.random(x, generator), x, eps, bounds, norm)
     scores, slope = engine.logits_and_gradient(model, here, labels, objective)
     value = objective(scores, labels)
-    nothing = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     s = _State(
-        image=indices(nothing == 0),
+        image=image,
         x=x,
         labels=labels,
         eps=eps,
@@ -189,22 +197,25 @@ def _climb(
         best_slope=slope,
         best_value=value,
         step=2 * eps,
-        rises=nothing,
+        rises=torch.zeros_like(y),
         best_at_check=value,
-        halved=nothing == 0,
+        halved=torch.ones_like(y, dtype=torch.bool),
     )
-    found, broken = x.clone(), nothing == 1
 
     def retire(s: _State, scores: Tensor) -> _State:
-        lost = is_broken(scores, s.labels[:, 0], targeted)
-        found[s.image[lost]], broken[s.image[lost]] = s.here[lost], True
-        return s.only(~lost)
+        lost = is_broken(scores, s.labels[:, 0], targeted).view(-1, count)
+        done = lost.any(1)
+        if not done.any():
+            return s
+        first = indices(done) * count + lost[done].int().argmax(1)
+        found[s.image[first]], broken[s.image[first]] = s.here[first], True
+        return s.only(~done.repeat_interleave(count))
 
     gaps = dict(_checkpoints(steps))
     s = retire(s, scores)
     for i in range(1, steps + 1):
         if len(s.image) == 0:
-            break
+            return found, broken
         ahead = project(s.here + s.step * ball.steepest(s.slope), s.x, s.eps, bounds, norm)
         if i > 1:
             drift = MOMENTUM * (ahead - s.here) + (1 - MOMENTUM) * (s.here - s.before)
@@ -217,7 +228,10 @@ def _climb(
         _keep_best(s)
         if i in gaps:
             _judge(s, gaps[i])
-    found[s.image] = s.best
+    if len(s.image):
+        best = s.best_value.view(-1, count).argmax(1)
+        rows = best + count * torch.arange(len(best), device=best.device)
+        found[s.image[rows]] = s.best[rows]
     return found, broken
 
 

@@ -22,7 +22,7 @@ def autoattack(
     *,
     eps: float | Tensor,
     norm: str = "linf",
-    steps: int = 100,
+    steps: int = 50,
     queries: int = 5000,
     bounds: Bounds = (0.0, 1.0),
     generator: torch.Generator | None = None,
@@ -32,11 +32,12 @@ def autoattack(
     Each attacks only the images that the ones before it left standing. An image that is wrong
     already is returned as it is.
 
-    Two things differ from the paper. FAB is left out: it minimises the size of the change instead
-    of using the whole budget, costs as much as the rest together, and finds hardly an image that
-    targeted APGD has not found. And `square` knows the linf ball only, so that with `norm="l2"` it
-    takes no part. With fewer than four classes APGD uses the plain DLR loss, with two only
-    cross-entropy.
+    Three things differ from the paper. APGD takes 50 steps instead of 100: on the book's networks
+    that leaves the same images standing, in half the time. FAB is left out: it minimises the size
+    of the change instead of using the whole budget, costs as much as the rest together, and finds
+    hardly an image that targeted APGD has not found. And `square` knows the linf ball only, so that
+    with `norm="l2"` it takes no part. With fewer than four classes APGD uses the plain DLR loss,
+    with two only cross-entropy.
 
     Reference: Croce and Hein, ICML 2020, arXiv:2003.01690.
     """

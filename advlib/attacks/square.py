@@ -49,49 +49,46 @@ def square(
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=source, device=source.device).to(x)
 
-    def inside(image: Tensor) -> Tensor:
-        return image if bounds is None else image.clamp(*bounds)
+    low, high = (image if bounds is None else image.clamp(*bounds) for image in (x - eps, x + eps))
 
     with evaluation_mode(model):
         standing = indices(~is_broken(engine.logits(model, x), y, targeted))
-        stripes = eps[standing] * _signs(draw(len(standing), x.shape[1], 1, width))
-        known = engine.nearby(model, inside(x[standing] + stripes))
+        goal, low, high = y[standing], low[standing], high[standing]
+        up = draw(len(standing), x.shape[1], 1, width) < 0.5
+        known = engine.nearby(model, torch.where(up, high, low))
         least, still = x.new_zeros(0), y.new_zeros(0, dtype=torch.bool)
         if len(standing):
             scores = engine.logits(model, known.x)
-            least = _margins(scores, y[standing], targeted)
-            still = ~is_broken(scores, y[standing], targeted)
+            least = _margins(scores, goal, targeted)
+            still = ~is_broken(scores, goal, targeted)
         for query in range(1, queries + 1):
-            x_adv[standing] = known.x
-            standing, least = standing[still], least[still]
-            known.only(still)
+            if query == queries or not still.all():
+                x_adv[standing] = known.x
+                known.only(still)
+                standing, goal, low, high, least = (
+                    rows[still] for rows in (standing, goal, low, high, least)
+                )
             if query == queries or len(standing) == 0:
                 break
             side = _side(area, query / queries, height, width)
             first = _corner(draw(len(standing), 2), side, height, width)
             where = _square(first, side, height, width)
-            change = eps[standing] * _signs(draw(len(standing), x.shape[1], 1, 1))
-            tried = torch.where(where, inside(x[standing] + change), known.x)
-            opposite = torch.where(where, inside(x[standing] - change), known.x)
-            same = (tried == known.x).flatten(1).all(1)
-            tried = torch.where(same.view(-1, 1, 1, 1), opposite, tried)
+            up = draw(len(standing), x.shape[1], 1, 1) < 0.5
+            tried = torch.where(where, torch.where(up, high, low), known.x)
+            same = (tried == known.x).flatten(1).all(1).view(-1, 1, 1, 1)
+            tried = torch.where(where & same, torch.where(up, low, high), tried)
             scores = known.try_(tried, first, side)
-            found = _margins(scores, y[standing], targeted)
+            found = _margins(scores, goal, targeted)
             better = found < least
             known.keep(better)
             least = torch.minimum(found, least)
-            still = ~(better & is_broken(scores, y[standing], targeted))
+            still = ~(better & is_broken(scores, goal, targeted))
     return x_adv
 
 
 def _margins(scores: Tensor, y: Tensor, targeted: bool) -> Tensor:
     """By how much the logit of `y` leads (or, if it is the target, lags); success is below 0."""
     return -leads(scores, y) if targeted else leads(scores, y)
-
-
-def _signs(numbers: Tensor) -> Tensor:
-    """Plus or minus one for numbers drawn from [0, 1)."""
-    return 1 - 2 * numbers.round()
 
 
 def _side(area: float, progress: float, height: int, width: int) -> int:

@@ -51,22 +51,25 @@ class Nearby:
         self._values = prod(self._sizes[-1]) * (channels or [x.shape[1]])[-1]
         self._maps: Tensor | None = None
         self._place: Place | None = None
+        self._routes: dict[int, list[_Span] | None] = {}
 
     def try_(self, x: Tensor, first: Tensor, side: int) -> Tensor:
         """Logits of `x`, which is as the known images outside the squares that begin at `first`."""
         self._take_back()
         self._tried = x
-        windows = self._windows(Window(first, (side, side)))
-        if windows is None:
+        route = self._route(side) if len(self.x) * self._values <= _MOST_VALUES else None
+        if route is None:
             self._maps = None
             return self._logits(x)
         if self._maps is None:
             self._maps = torch.cat([self._whole(part) for part in self.x.split(_BLOCK)])
-        piece, _ = _cut(x.permute(0, 2, 3, 1), windows[0])
-        piece = piece.permute(0, 3, 1, 2)
-        for layer, window, size in zip(self._spatial, windows, self._sizes, strict=False):
-            piece = _through(layer, piece, window, size)
-        self._before, self._place = _cut(self._maps, windows[-1])
+        down, across = first.unbind(1)
+        place = route[0].place(down, across)
+        piece = x.permute(0, 2, 3, 1)[place].permute(0, 3, 1, 2)
+        for layer, span in zip(self._spatial, route, strict=False):
+            piece = _through(layer, piece, span, down, across)
+        self._place = route[-1].place(down, across)
+        self._before = self._maps[self._place]
         self._maps[self._place] = piece.permute(0, 2, 3, 1)
         scores = self._maps.permute(0, 3, 1, 2)
         for layer in self._head:
@@ -99,14 +102,21 @@ class Nearby:
             x = layer.forward(x)
         return x.permute(0, 2, 3, 1)
 
-    def _windows(self, window: Window) -> list[Window] | None:
-        """What is needed of each map, images first, for all that `window` reaches in the last one.
+    def _route(self, side: int) -> list["_Span"] | None:
+        """What is needed of each map, images first, for all that a square reaches in the last one.
 
         None if the network is not known, or if that is too much.
         """
-        if not self._spatial or len(self.x) * self._values > _MOST_VALUES:
+        if side not in self._routes:
+            self._routes[side] = self._new_route(side)
+        return self._routes[side]
+
+    def _new_route(self, side: int) -> list["_Span"] | None:
+        if not self._spatial:
             return None
         sizes = self._sizes
+        starts = torch.arange(max(sizes[0]), device=self.x.device)
+        window = Window(torch.stack([starts, starts], 1), (side, side))
         for layer in self._spatial:
             window = _reached(layer, window)
         if any(part > whole for part, whole in zip(window.size, sizes[-1], strict=True)):
@@ -118,7 +128,40 @@ class Nearby:
         for layer in reversed(self._spatial):
             windows.append(_needed(layer, windows[-1]))
         pixels = windows[-1].size[0] * windows[-1].size[1]
-        return windows[::-1] if pixels <= _WIDEST * sizes[0][0] * sizes[0][1] else None
+        if pixels > _WIDEST * sizes[0][0] * sizes[0][1]:
+            return None
+        return [_span(*pair) for pair in zip(windows[::-1], sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The rows and columns of one map that are needed, for each row and column a square begins in.
+
+    Two of each: the number of the row or column, the nearest one for those beyond an edge, int64
+    (starts, size); and which lie inside the map, bool of the same shape.
+    """
+
+    numbers: tuple[Tensor, Tensor]
+    inside: tuple[Tensor, Tensor]
+
+    def place(self, down: Tensor, across: Tensor) -> Place:
+        """Index into maps (n, h, w, c), for squares that begin at these rows and columns."""
+        images = torch.arange(len(down), device=down.device).view(-1, 1, 1)
+        return images, self.numbers[0][down].unsqueeze(2), self.numbers[1][across].unsqueeze(1)
+
+    def mask(self, down: Tensor, across: Tensor) -> Tensor:
+        """What lies inside the map, bool (n, 1, height, width)."""
+        rows, columns = self.inside[0][down], self.inside[1][across]
+        return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def _span(window: Window, size: tuple[int, ...]) -> _Span:
+    numbers, inside = [], []
+    for first, part, whole in zip(window.first.unbind(1), window.size, size, strict=True):
+        index = first.unsqueeze(1) + torch.arange(part, device=first.device)
+        numbers.append(index.clamp(0, whole - 1))
+        inside.append((index >= 0) & (index < whole))
+    return _Span((numbers[0], numbers[1]), (inside[0], inside[1]))
 
 
 def _split(passes: Passes) -> tuple[list[Any], list[Any]]:
@@ -177,36 +220,14 @@ def _needed(layer: Any, window: Window) -> Window:
     return Window(window.first * stride - padding, size)
 
 
-def _through(layer: Any, piece: Tensor, window: Window, size: tuple[int, ...]) -> Tensor:
-    """A layer's output for `window` of its input, whose whole size is `size`."""
+def _through(layer: Any, piece: Tensor, span: _Span, down: Tensor, across: Tensor) -> Tensor:
+    """A layer's output for a piece of its input, cut where `span` says for these squares."""
     if isinstance(layer, _Normalisation):
         return (piece - layer.mean) / layer.std
     if isinstance(layer, _Pooling):
         out = F.max_pool2d(piece, layer.settings[0])
     else:
-        down, across = (
-            (index >= 0) & (index < whole)
-            for index, whole in zip(_indices(window), size, strict=True)
-        )
-        inside = down[:, None, :, None] & across[:, None, None, :]
-        out = F.conv2d(piece * inside, layer.weight, layer.bias, groups=layer.settings[3])
+        if layer.settings[1] != (0, 0):
+            piece = piece * span.mask(down, across)
+        out = F.conv2d(piece, layer.weight, layer.bias, groups=layer.settings[3])
     return out.relu_() if layer.relu else out
-
-
-def _cut(maps: Tensor, window: Window) -> tuple[Tensor, Place]:
-    """The windows of maps (n, h, w, c), with the nearest values beyond the edges, and where."""
-    down, across = (
-        index.clamp(0, whole - 1)
-        for index, whole in zip(_indices(window), maps.shape[1:3], strict=True)
-    )
-    rows = torch.arange(len(maps), device=maps.device)[:, None, None]
-    place = rows, down[:, :, None], across[:, None, :]
-    return maps[place], place
-
-
-def _indices(window: Window) -> list[Tensor]:
-    """The rows and the columns of each window, (n, size)."""
-    return [
-        first.unsqueeze(1) + torch.arange(size, device=first.device)
-        for first, size in zip(window.first.unbind(1), window.size, strict=True)
-    ]
