@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart, and neve
 right and wrong also carry a mark.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,12 @@ def panels(
     xlabel: str,
     ylabel: str,
 ) -> "Figure":
-    """Show a panel per name, and in it a line per name against `values`, from 0 to 1."""
+    """Show a panel per name, and in it up to four lines by name against `values`, from 0 to 1."""
+    for title, panel in lines.items():
+        if len(panel) > len(SERIES) or any(len(line) != len(values) for line in panel.values()):
+            raise ValueError(
+                f"lines[{title!r}] must have at most {len(SERIES)} lines of {len(values)} values"
+            )
     figure, axes = _subplots(1, len(lines), figsize=(2.6 * len(lines) + 0.8, 3.2), sharey=True)
     for axis, (title, panel) in zip(axes[0], lines.items(), strict=True):
         for (colour, marker, style), (name, line) in zip(SERIES, panel.items(), strict=False):
@@ -185,6 +191,8 @@ def panels(
 
 def relu_relaxation(lower: float, upper: float) -> "Figure":
     """Draw ReLU between `lower` < 0 and `upper` > 0, the chord above and the line below it."""
+    if not lower < 0 < upper:
+        raise ValueError(f"lower and upper must lie on both sides of 0, got {lower} and {upper}")
     figure, axis = _single(figsize=(4.6, 3))
     axis.plot([lower, 0, upper], [0, 0, upper], color="black", linewidth=2, label="ReLU")
     axis.plot([lower, upper], [0, upper], color=RED, linestyle="--", label="line above")
@@ -221,6 +229,33 @@ def confusion_matrix(
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="prediction", ylabel="true digit")
+    return figure
+
+
+def targeted_grid(x: Tensor, reached: Tensor) -> "Figure":
+    """Show grey images (k * k, 1, h, w), class i attacked towards class j in row i, column j.
+
+    Those that did not get there, False in `reached` (k * k,), are crossed out; the diagonal, where
+    there was nothing to do, never is.
+    """
+    _check_pictures(x, channels=(1,))
+    side = math.isqrt(len(x))
+    if side**2 != len(x):
+        raise ValueError(f"x must hold a square number of images, got {len(x)}")
+    if reached.shape != x.shape[:1] or reached.dtype != torch.bool:
+        given = f"{tuple(reached.shape)}, {reached.dtype}"
+        raise ValueError(f"reached must be bool of shape ({len(x)},), got {given}")
+    height, width = x.shape[2:]
+    rows = x.detach().cpu().float().view(side, side, height, width)
+    mosaic = rows.permute(0, 2, 1, 3).reshape(side * height, side * width)
+    figure, axis = _single(figsize=(6.5, 6.5))
+    axis.imshow(mosaic.numpy(), cmap="gray", vmin=0, vmax=1, extent=(-0.5, side - 0.5) * 2)
+    missed = ~reached.cpu().view(side, side)
+    down, across = missed.fill_diagonal_(False).nonzero().unbind(1)
+    axis.scatter(across, side - 1 - down, s=500, marker="x", c=ORANGE, linewidths=2.5)
+    axis.set_xticks(range(side))
+    axis.set_yticks(range(side), range(side)[::-1])
+    axis.set(xlabel="class aimed at", ylabel="true class")
     return figure
 
 

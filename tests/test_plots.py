@@ -41,6 +41,16 @@ FIGURES = {
         xlabel="length",
     ),
     "confusion": partial(plots.confusion_matrix, Y, Y.flip(0), classes=list("abc")),
+    "intervals": partial(plots.intervals, {"a": (0.5, 0.4, 0.6), "b": (1.0, 0.9, 1.0)}, xlabel="x"),
+    "panels": partial(
+        plots.panels,
+        [0.0, 0.1],
+        {"one": {"a": [0.9, 0.1], "b": [0.5, 0.0]}, "two": {"a": [1.0, 0.9], "b": [0.9, 0.8]}},
+        xlabel="eps",
+        ylabel="accuracy",
+    ),
+    "relaxation": partial(plots.relu_relaxation, -1.0, 2.0),
+    "targeted": partial(plots.targeted_grid, images(9), torch.arange(9) % 2 == 0),
     "margin": partial(
         plots.linear_margin, torch.tensor([1.0, -2.0]), 0.5, torch.tensor([0.5, 0.5]), eps=0.1
     ),
@@ -120,6 +130,42 @@ def test_confusion_matrix_has_truth_in_rows_and_predictions_in_columns():
     assert pictures(figure)[0].tolist() == [[0, 2], [0, 0]]
 
 
+def test_panels_show_their_own_lines_under_their_names():
+    lines = {"one": {"a": [0.9, 0.1], "b": [0.5, 0.0]}, "two": {"a": [1.0, 0.8], "b": [0.7, 0.6]}}
+    figure = plots.panels([0.0, 0.1], lines, xlabel="eps", ylabel="accuracy")
+    drawn = {
+        axis.get_title(): {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
+        for axis in figure.axes
+    }
+    assert drawn == lines
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(-1.0, 2.0), (-2.0, 1.0), (-1.0, 1.0)])
+def test_relu_lies_between_the_two_lines_of_its_relaxation(lower, upper):
+    figure = plots.relu_relaxation(lower, upper)
+    ends = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    at = torch.linspace(0, 1, 21, dtype=torch.float64)
+    above, below = (y[0] + at * (y[-1] - y[0]) for y in (ends["line above"], ends["line below"]))
+    relu = (lower + at * (upper - lower)).relu()
+    assert (above >= relu - 1e-12).all()
+    assert (relu >= below - 1e-12).all()
+
+
+def test_targeted_grid_crosses_out_what_failed_beside_the_diagonal():
+    x = torch.rand(9, 1, 2, 3)
+    reached = torch.tensor([False, True, False, True, False, True, False, True, True])
+    axis = plots.targeted_grid(x, reached).axes[0]
+    mosaic = axis.get_images()[0].get_array()
+    assert torch.equal(torch.as_tensor(mosaic[2:4, 6:9]), x[5, 0])  # row 1, column 2
+    true, aimed = axis.get_yticks().tolist(), axis.get_xticks().tolist()
+    names = [int(text.get_text()) for text in axis.get_yticklabels()]
+    crosses = {(names[true.index(y)], aimed.index(x)) for x, y in axis.collections[0].get_offsets()}
+    assert crosses == {(0, 2), (2, 0)}
+    top = max(zip(true, names, strict=True))
+    assert top[1] == 0  # where the first row of the mosaic is drawn
+    assert axis.get_ylim() == (-0.5, 2.5)
+
+
 @pytest.mark.parametrize(
     ("name", "call"),
     [
@@ -138,6 +184,16 @@ def test_confusion_matrix_has_truth_in_rows_and_predictions_in_columns():
         ("gradients", lambda: plots.show_gradients(X, {"g": X[:2]})),
         ("accuracies", lambda: plots.accuracy_curves([1, 2], {"a": [0.5]}, xlabel="eps")),
         ("predictions", lambda: plots.confusion_matrix(Y, Y[:2])),
+        ("lines", lambda: plots.panels([1, 2], {"p": {"a": [0.5]}}, xlabel="", ylabel="")),
+        (
+            "lines",
+            lambda: plots.panels([1], {"p": {key: [0.5] for key in "abcde"}}, xlabel="", ylabel=""),
+        ),
+        ("lower", lambda: plots.relu_relaxation(0.5, 1.0)),
+        ("x", lambda: plots.targeted_grid(X, Y == 0)),
+        ("x", lambda: plots.targeted_grid(images(4, channels=3), torch.ones(4) > 0)),
+        ("reached", lambda: plots.targeted_grid(images(4), Y == 0)),
+        ("reached", lambda: plots.targeted_grid(images(4), torch.ones(4))),
     ],
 )
 def test_bad_input_is_named_and_leaves_no_figure(name, call):

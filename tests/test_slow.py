@@ -61,7 +61,7 @@ def test_pgd_equals_that_of_foolbox(kind):
     attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True).repeat(3)
 
     def theirs(x, y):
-        return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=EPS)
+        return attack(wrapped, x, foolbox.criteria.Misclassification(y), epsilons=EPS)[1]
 
     ours = partial(pgd, eps=EPS, alpha=0.01, steps=40, restarts=3, generator=seeded())
     found = accuracy(net, Batches(x, y), attack=ours)
