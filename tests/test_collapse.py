@@ -9,6 +9,7 @@ from conftest import images, labels, small_net, untouched
 
 from advlib import Batches, accuracy, fgsm, fit, pgd
 from advlib.collapse import fgsm_against_pgd, has_collapsed
+from advlib.runtime import default_generator
 
 X, Y = images(40), labels(40)
 
@@ -21,8 +22,10 @@ def test_both_accuracies_are_those_of_the_attacks_and_repeat():
     net = small_net().eval()
     generator = torch.Generator().manual_seed(0)
     many = partial(pgd, eps=0.2, alpha=0.05, steps=10, generator=generator)
+    before = default_generator.get_state()
     with untouched(net):
         found = fgsm_against_pgd(net, x=X, y=Y, eps=0.2)
+    assert torch.equal(default_generator.get_state(), before)  # training's own draws stay the same
     assert found == fgsm_against_pgd(net, x=X, y=Y, eps=0.2)
     assert found["fgsm"] == accuracy(net, Batches(X, Y), attack=partial(fgsm, eps=0.2))
     assert found["pgd"] == accuracy(net, Batches(X, Y), attack=many)
@@ -112,8 +115,9 @@ def test_a_collapse_ends_training_and_gives_back_the_best():
 
 
 def test_keep_best_goes_by_the_epochs_that_report_the_metric():
-    found = iter([{"pgd": float("nan")}, {"pgd": 0.5}, {"clean": 1.0}, {"pgd": 0.4}])
-    seen, history, last = states(4, evaluate=lambda model: next(found), keep_best="pgd")
+    values = [{"pgd": float("nan")}, {"pgd": 0.5}, {"clean": 1.0}, {"pgd": float("nan")}]
+    found = iter([*values, {"pgd": 0.4}])
+    seen, history, last = states(5, evaluate=lambda model: next(found), keep_best="pgd")
     assert history.kept_epoch == 2
     assert all(torch.equal(last[name], seen[1][name]) for name in last)
 

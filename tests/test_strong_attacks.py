@@ -191,6 +191,43 @@ def test_targeted_dlr_breaks_an_image_by_any_of_its_targets():
     assert torch.allclose(x_adv[0] - x[0], torch.tensor(-0.01))
 
 
+class Hill(nn.Module):
+    """Class 1 comes closest at the pixels `top`, and never wins."""
+
+    top = 0.53
+
+    def forward(self, x):
+        height = -1 - 50 * (x - self.top).flatten(1).square().sum(1)
+        return torch.stack([torch.zeros_like(height), height], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_makes_its_steps_small_enough_to_settle_on_a_top_inside_the_ball(norm):
+    x, y = torch.full((8, 1, 4, 4), 0.5), torch.zeros(8, dtype=torch.int64)
+    x_adv = apgd(Hill(), x, y, eps={"linf": 0.1, "l2": 0.4}[norm], norm=norm, generator=seeded())
+    assert (x_adv - Hill.top).abs().max() < 0.002
+
+
+def test_apgd_restarts_only_for_what_stands():
+    x, y = images(6), torch.zeros(6, dtype=torch.int64)
+    spies = [Spy(linear(torch.stack([torch.zeros(16), torch.ones(16)]))) for _ in range(2)]
+    for spy in spies:  # so far ahead that one step breaks it
+        spy.model[1].bias = nn.Parameter(torch.tensor([x.flatten(1).sum(1).max().item(), 0.0]))
+    for spy, restarts in zip(spies, (1, 4), strict=True):
+        x_adv = apgd(spy, x, y, eps=0.9, bounds=None, restarts=restarts, generator=seeded())
+        assert (predict(spy.model, x_adv) == 1).all()
+    assert spies[0].gradients == spies[1].gradients
+
+
+def test_square_spends_no_query_on_what_it_knows():
+    # one pixel: stripes and square both are it, and only one of the two corners breaks it
+    model = linear([[0.0], [1.0]])
+    model[1].bias = nn.Parameter(torch.tensor([0.55, 0.0]))
+    x, y = torch.full((64, 1, 1, 1), 0.5), torch.zeros(64, dtype=torch.int64)
+    x_adv = square(model, x, y, eps=0.1, queries=2, generator=seeded())
+    assert (predict(model, x_adv) == 1).all()
+
+
 def test_square_leaves_an_image_alone_that_a_tie_already_breaks():
     model = linear(torch.ones(2, 16))  # equal logits: argmax says 0
     x = images(3)

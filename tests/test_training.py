@@ -141,6 +141,21 @@ def test_a_schedule_scales_the_learning_rate_of_each_iteration(plain):
         torch.testing.assert_close(p, q)
 
 
+def test_a_loss_is_told_the_progress_that_a_schedule_is_told():
+    told = {"schedule": [], "loss": []}
+
+    def schedule(progress):
+        told["schedule"].append(progress)
+        return 1.0
+
+    def loss(model, x, y, progress):
+        told["loss"].append(progress)
+        return nn.functional.cross_entropy(model(x), y)
+
+    fit(net(), batches(), epochs=2, lr=0.05, schedule=schedule, loss=loss)
+    assert told["loss"] == told["schedule"] == [(i + 0.5) / 6 for i in range(6)]
+
+
 def test_cyclic_rises_straight_to_one_and_falls_straight_to_zero():
     found = [cyclic(progress) for progress in (0, 0.1, 0.2, 0.4, 0.7, 0.85, 1)]
     assert found == pytest.approx([0, 0.25, 0.5, 1, 0.5, 0.25, 0])
