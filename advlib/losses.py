@@ -6,6 +6,8 @@ here brings its own attack, so leave `fit`'s `attack` out. All of them call `mod
 it, in training mode, except within their attacks.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from advlib.runtime import (
     Bounds,
     check_bounds,
     check_count,
+    check_images,
+    check_labels,
+    check_model,
     check_number,
     evaluation_mode,
     uniform,
@@ -47,14 +52,12 @@ def trades_loss(
     accuracy for robustness.
 
     Raises:
-        TypeError, ValueError: `eps`, `alpha`, `steps` or `beta` is of the wrong type or range.
+        TypeError, ValueError: an argument is of the wrong type or range.
 
     Reference: Zhang et al., ICML 2019, arXiv:1901.08573.
     """
-    for name, value in (("eps", eps), ("alpha", alpha), ("beta", beta)):
-        check_number(name, value)
+    _check(model, x, y, bounds, eps=eps, alpha=alpha, beta=beta)
     check_count("steps", steps)
-    check_bounds(bounds)
     with evaluation_mode(model):
         clean = engine.logits(model, x).log_softmax(1)
         # at x itself the divergence is smallest and has no slope
@@ -90,12 +93,11 @@ def grad_align_loss(
     collapse. `attack` is usually a partial of `fgsm`.
 
     Raises:
-        TypeError, ValueError: `eps` or `weight` is of the wrong type or range.
+        TypeError, ValueError: an argument is of the wrong type or range.
 
     Reference: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617.
     """
-    for name, value in (("eps", eps), ("weight", weight)):
-        check_number(name, value)
+    _check(model, x, y, None, eps=eps, weight=weight)
     # the gradient at x is the reference: only the one nearby is asked to turn
     here = _slope(model, x, y)
     there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
@@ -127,14 +129,22 @@ def interval_loss(
     whose robustness `advlib.verify` can prove.
 
     Raises:
-        TypeError, ValueError: `eps` is of the wrong type or range, or `model` has a layer that
-            bounds are not known for.
+        TypeError, ValueError: an argument is of the wrong type or range, or `model` has a layer
+            that bounds are not known for.
 
     Reference: Gowal et al., ICCV 2019, arXiv:1810.12715.
     """
-    check_number("eps", eps)
-    check_bounds(bounds)
+    _check(model, x, y, bounds, eps=eps)
     grown = min(max((progress - WARM_UP) / (FULL_SIZE - WARM_UP), 0.0), 1.0)
     worst = interval_logits(model, x, y, eps=grown * eps, bounds=bounds)
     share = grown / 2
     return (1 - share) * F.cross_entropy(model(x), y) + share * F.cross_entropy(worst, y)
+
+
+def _check(model: Any, x: Any, y: Any, bounds: Any, **numbers: Any) -> None:
+    check_model(model)
+    check_bounds(bounds)
+    check_images(x, bounds)
+    check_labels(y, x)
+    for name, value in numbers.items():
+        check_number(name, value)

@@ -254,7 +254,7 @@ def targeted_grid(x: Tensor, reached: Tensor) -> "Figure":
     down, across = missed.fill_diagonal_(False).nonzero().unbind(1)
     axis.scatter(across, side - 1 - down, s=500, marker="x", c=ORANGE, linewidths=2.5)
     axis.set_xticks(range(side))
-    axis.set_yticks(range(side), range(side)[::-1])
+    axis.set_yticks(range(side), [str(i) for i in reversed(range(side))])
     axis.set(xlabel="class aimed at", ylabel="true class")
     return figure
 

@@ -18,7 +18,16 @@ from advlib.attacks.auto import parts
 from advlib.attacks.common import BALLS, check_attack_input, indices, leads
 from advlib.data import Batches
 from advlib.evaluation import correct, wilson_interval
-from advlib.runtime import Attack, Bounds, check_count, check_number, evaluation_mode, uniform
+from advlib.runtime import (
+    Attack,
+    Bounds,
+    check_bounds,
+    check_choice,
+    check_count,
+    check_number,
+    evaluation_mode,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,7 +219,15 @@ def standard_attacks(
     """Return the attacks of the report, from weak to strong, by name.
 
     Square, the black box, comes last; it is left out with `norm="l2"`, or if not `black_box`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or range.
     """
+    check_number("eps", eps)
+    check_choice("norm", norm, list(BALLS))
+    check_bounds(bounds)
+    check_count("seed", seed, minimum=0)
+    check_count("classes", classes, minimum=2)
     ball: dict[str, Any] = {"eps": eps, "bounds": bounds}
     many = partial(pgd, **ball, norm=norm, alpha=eps / 10, restarts=2, early_exit=True)
     found: dict[str, Attack] = {

@@ -153,6 +153,20 @@ def test_bad_settings_are_named(loss, name, value):
         LOSSES[loss](relu_net(), X, Y, **{name: value})
 
 
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("model", value) for value in (None, lambda x: x)),
+        *(("x", value) for value in (None, X.tolist(), X.byte(), X * float("nan"))),
+        *(("y", value) for value in (None, Y.tolist(), Y[:3], Y.float(), Y - 5)),
+    ],
+)
+def test_bad_batches_are_named(loss, name, value):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}\b"):
+        loss(**({"model": relu_net(), "x": X, "y": Y} | {name: value}))
+
+
 def test_interval_loss_names_a_layer_it_does_not_know():
     with pytest.raises(ValueError, match=r"model.*Tanh"):
         interval_loss(plain_net(), X, Y, eps=0.1)

@@ -236,6 +236,21 @@ def test_bad_input_is_named_and_the_model_left_alone(name, value):
         robustness_report(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("eps", value) for value in (None, -1, "0.1", float("nan"))),
+        ("norm", "l1"),
+        *(("bounds", value) for value in (1.0, (1, 0))),
+        *(("seed", value) for value in (-1, None)),
+        *(("classes", value) for value in (1, 2.0)),
+    ],
+)
+def test_bad_settings_of_the_standard_attacks_are_named(name, value):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}\b"):
+        standard_attacks(**({"eps": 0.1} | {name: value}))
+
+
 def test_flags_come_back_after_an_error_midway():
     for calls in (9, 300):
         model = FailsAfter(small_net(), calls)
