@@ -57,7 +57,7 @@ def test_apgd_equals_that_of_torchattacks(kind):
 def test_pgd_equals_that_of_foolbox(kind):
     foolbox = pytest.importorskip("foolbox")
     net, (x, y) = MAKERS[kind](device="cpu"), images(400)
-    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    wrapped = foolbox.PyTorchModel(net.eval(), bounds=(0, 1), device="cpu")
     attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True).repeat(3)
 
     def theirs(x, y):
