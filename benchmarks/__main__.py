@@ -37,7 +37,7 @@ def main() -> None:
     costs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     strong = what.add_parser("autoattack", help="AutoAttack against torchattacks'")
     strong.add_argument("--images", type=int, default=200)
-    strong.add_argument("--repeats", type=int, default=1)
+    strong.add_argument("--repeats", type=int, default=3)
     what.add_parser("scaling", help="time and memory as the work grows")
     what.add_parser("install", help="install the libraries to compare with, one by one")
     options = parser.parse_args()
