@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.advlib-installed
 BENCH := .venv-bench
 
-.PHONY: help book test lint results slow bench lab clean
+.PHONY: help book test lint results slow bench chromium lab clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -69,6 +69,12 @@ bench: $(BENCH)/.advlib-installed ## compare with four attack libraries and meas
 	$(BENCH)/bin/python -m benchmarks training
 	$(BENCH)/bin/python -m benchmarks scaling
 	$(BENCH)/bin/python -m tools.readme_table
+
+chromium: $(STAMP) ## install the browser that the attack lab's tests need
+	@echo "== chromium: from the system's packages if we may, else Playwright's own"
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get -qq update && apt-get -qq install -y chromium; \
+	else $(BIN)/playwright install chromium; fi
 
 lab: $(STAMP) ## open the chapters in JupyterLab
 	@echo "== lab: right-click a chapter, Open With, Notebook"

@@ -19,10 +19,12 @@ from plain_inline import UnknownMyst, site_url
 from plain_markdown import running_time
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+LAB = "book/attack_lab"
 COLAB = "https://colab.research.google.com/github"
 LOG = logging.getLogger(__name__)
 
@@ -74,6 +76,25 @@ def make_notebooks(app: Sphinx) -> None:
     except UnknownMyst as fault:
         raise ExtensionError(f"cannot turn the chapters into notebooks:\n{fault}") from fault
     LOG.info("wrote %d notebooks", len(written))
+
+
+def make_lab(app: Sphinx, env: BuildEnvironment) -> None:
+    """Write the attack lab's networks, once the chapters that train them have run."""
+    if app.builder.format != "html" or LAB not in env.found_docs:
+        return
+    from lab import networks, write_lab  # imports torch, which other books can do without
+
+    write_lab(Path(app.outdir) / "_static" / "lab", networks())
+
+
+def add_lab(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Load the lab's files on its own page only."""
+    if pagename == LAB:
+        app.add_css_file("lab/lab.css")
+        for script in ("network.js", "weights.js", "lab.js"):
+            app.add_js_file(f"lab/{script}", loading_method="defer")
 
 
 def colab_url(slug: str, name: str) -> str:
@@ -159,6 +180,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("chapter-badges", ChapterBadges)
     app.connect("config-inited", configure, priority=100)
     app.connect("builder-inited", make_notebooks)
+    app.connect("env-updated", make_lab)
     app.connect("html-page-context", set_buttons, priority=600)
+    app.connect("html-page-context", add_lab)
     app.connect("doctree-resolved", check_alt_texts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,180 @@
+"""The attack lab in headless Chromium: it computes what PyTorch does, and its controls work."""
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from advlib import Batches, bim, digit_net, fgsm, fit, load_data, predict
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+lab = importlib.import_module("lab")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+
+def find_chromium():
+    """The system's browser, or the one that Playwright has installed; None if there is neither."""
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    with sync_api.sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return next(filter(None, found), own if Path(own).exists() else None)
+
+
+CHROMIUM = find_chromium()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make chromium")
+EPS, STEPS = 0.1, 20
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf8"><title>lab</title>
+<link rel="stylesheet" href="lab.css"><div id="attack-lab" class="lab">still</div>
+<script src="network.js"></script><script src="weights.js"></script><script src="lab.js"></script>
+"""
+
+SAME_AS_PYTORCH = """([name, images, labels, eps, alpha, steps]) => {
+  const { network, logits, step } = advlibNetwork();
+  const net = network(advlibLab.networks[name]);
+  return images.map((pixels, i) => {
+    const clean = Float32Array.from(pixels);
+    const before = logits(net, clean);
+    let image = clean, scores = before;
+    for (let done = 0; done < steps; done++) {
+      image = step(net, image, scores, clean, labels[i], eps, alpha);
+      scores = logits(net, image);
+    }
+    return [[...before], [...scores]];
+  });
+}"""
+
+
+@pytest.fixture(scope="module")
+def nets():
+    """Two small trainings of the chapters' network, in the lab's precision."""
+    found = {}
+    train = load_data(device="cpu")[0]
+    for name, attack in {
+        "standard": None,
+        "robust": lambda m, x, y: fgsm(m, x, y, eps=EPS),
+    }.items():
+        generator = torch.Generator().manual_seed(0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = digit_net()
+        batches = Batches(train.x[:1000], train.y[:1000], shuffle=True, generator=generator)
+        fit(net, batches, epochs=3, lr=0.05, attack=attack)
+        found[name] = lab.rounded(net).eval()
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(nets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    for path in (ROOT / "book" / "_static" / "lab").iterdir():
+        shutil.copy(path, folder)
+    lab.write_lab(folder, nets)
+    (folder / "index.html").write_text(PAGE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(site, browser):
+    """The lab, opened from the disk; any error or request that leaves it fails the test."""
+    page, faults = browser.new_page(), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: check(request.url, faults))
+    page.goto(f"file://{site}/index.html")
+    ready(page)
+    yield page
+    page.close()
+    assert faults == []
+
+
+def check(url, faults):
+    if not url.startswith(("file:", "blob:", "data:")):
+        faults.append(url)
+
+
+def ready(page):
+    page.wait_for_selector("#attack-lab[data-state=done]")
+
+
+def answers(page):
+    """What both networks say now, by name."""
+    texts = page.locator(".lab-verdict").all_inner_texts()
+    return [int(text.split()[1].rstrip(",")) for text in texts]
+
+
+@pytest.mark.parametrize("name", ["standard", "robust"])
+def test_logits_and_attacks_are_those_of_pytorch(name, nets, page):
+    test = load_data(device="cpu")[1]
+    x, y = test.x[:100], test.y[:100]
+    arguments = [name, x.flatten(1).tolist(), y.tolist(), EPS, EPS / 8, STEPS]
+    before, after = torch.tensor(page.evaluate(SAME_AS_PYTORCH, arguments)).unbind(1)
+    with torch.no_grad():
+        torch.testing.assert_close(before, nets[name](x), atol=1e-3, rtol=0)
+    attacked = predict(nets[name], bim(nets[name], x, y, eps=EPS, alpha=EPS / 8, steps=STEPS))
+    assert torch.equal(after.argmax(1), attacked)
+    assert 0 < (attacked == y).sum() < 100
+
+
+def test_attack_and_reset_show_what_both_networks_say(nets, page):
+    test = load_data(device="cpu")[1]
+    right = torch.stack([predict(net, test.x) == test.y for net in nets.values()]).all(0)
+    x, y = (values[right & (test.y == 4)][:1] for values in (test.x, test.y))
+    page.get_by_label("Test image 9, a 4").click()
+    ready(page)
+    assert answers(page) == [4, 4]
+    page.get_by_label("eps").fill("0.2")
+    page.get_by_role("button", name="Attack").click()
+    page.wait_for_function("document.querySelector('.lab-status').textContent.includes('robust')")
+    expected = [
+        int(predict(net, bim(net, x, y, eps=0.2, alpha=0.025, steps=STEPS)))
+        for net in nets.values()
+    ]
+    assert answers(page) == expected != [4, 4]
+    assert "after step 20" in page.locator(".lab-verdict").first.inner_text()
+    page.get_by_role("button", name="Reset").click()
+    ready(page)
+    assert answers(page) == [4, 4]
+
+
+def test_the_slider_answers_to_the_keyboard(page):
+    slider = page.get_by_label("eps")
+    slider.focus()
+    slider.press("ArrowRight")
+    assert page.locator("output").inner_text() == "0.11"
+
+
+def test_a_drawn_one_is_read_as_a_one_and_can_be_attacked(page):
+    box = page.locator(".lab-pad").bounding_box()
+    page.mouse.move(box["x"] + 70, box["y"] + 15)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 60, box["y"] + 105, steps=8)
+    page.mouse.up()
+    page.wait_for_function("document.querySelector('#lab-meant').value === '1'")
+    ready(page)
+    assert answers(page)[1] == 1
+    page.get_by_label("You drew a").select_option("7")
+    page.wait_for_function(
+        "document.querySelectorAll('.lab-verdict')[1].textContent.includes('wrong')"
+    )
+    page.get_by_role("button", name="Attack").click()
+    page.wait_for_function("document.querySelector('.lab-status').textContent.includes('robust')")
+    page.get_by_role("button", name="Clear").click()
+    assert not page.locator("#lab-meant").is_visible()
+
+
+def test_the_lab_is_small(site):
+    sizes = {path.name: path.stat().st_size for path in site.iterdir()}
+    assert sizes["weights.js"] <= 2 * 400_000
+    assert sum(sizes.values()) <= 1_200_000
