@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make c
 EPS, STEPS = 0.1, 20
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf8"><title>lab</title>
-<link rel="stylesheet" href="lab.css"><div id="attack-lab" class="lab">still</div>
+<link rel="stylesheet" href="lab.css"><div id="lab" class="lab">still</div>
 <script src="network.js"></script><script src="weights.js"></script><script src="lab.js"></script>
 """
 
@@ -105,7 +105,7 @@ def check(url, faults):
 
 
 def ready(page):
-    page.wait_for_selector("#attack-lab[data-state=done]")
+    page.wait_for_selector("#lab[data-state=done]")
 
 
 def answers(page):

@@ -4,7 +4,7 @@
 (() => {
   "use strict";
 
-  const lab = document.getElementById("attack-lab");
+  const lab = document.getElementById("lab");
   if (!lab || !window.advlibLab) return;
   const { networks, digits } = window.advlibLab;
   const SIDE = 28;
