@@ -24,7 +24,13 @@
   };
 
   const canvas = (label) =>
-    make("canvas", { width: SIDE, height: SIDE, className: "lab-image", role: "img", "aria-label": label });
+    make("canvas", {
+      width: SIDE,
+      height: SIDE,
+      className: "lab-image",
+      role: "img",
+      "aria-label": label,
+    });
 
   // `colour` turns one number into red, green and blue from 0 to 255.
   function paint(target, values, colour) {
@@ -69,7 +75,9 @@
 
   function worker(stored) {
     const source = `"use strict";\n(${work})((${advlibNetwork})());`;
-    const started = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+    const started = new Worker(
+      URL.createObjectURL(new Blob([source], { type: "text/javascript" })),
+    );
     started.postMessage(stored);
     return started;
   }
@@ -83,7 +91,13 @@
       this.rows = Array.from({ length: 10 }, (_, digit) => {
         const bar = make("span", { className: "lab-bar" });
         const number = make("span", { className: "lab-number" });
-        const row = make("li", {}, make("span", { textContent: digit }), make("span", { className: "lab-track" }, bar), number);
+        const row = make(
+          "li",
+          {},
+          make("span", { textContent: digit }),
+          make("span", { className: "lab-track" }, bar),
+          number,
+        );
         return { row, bar, number };
       });
       this.verdict = make("p", { className: "lab-verdict" });
@@ -104,7 +118,11 @@
 
     show({ done, image, probabilities }, { clean, label, eps }) {
       paint(this.picture, image, grey);
-      paint(this.change, image.map((pixel, i) => pixel - clean[i]), signed(eps || 1));
+      paint(
+        this.change,
+        image.map((pixel, i) => pixel - clean[i]),
+        signed(eps || 1),
+      );
       const answer = probabilities.indexOf(Math.max(...probabilities));
       const right = label === null || answer === label;
       this.answer = answer;
@@ -140,18 +158,42 @@
     const context = small.getContext("2d");
     context.imageSmoothingQuality = "high";
     const [w, h] = [(right - left + 1) * scale, (bottom - top + 1) * scale];
-    context.drawImage(drawing, left, top, right - left + 1, bottom - top + 1, (SIDE - w) / 2, (SIDE - h) / 2, w, h);
+    context.drawImage(
+      drawing,
+      left,
+      top,
+      right - left + 1,
+      bottom - top + 1,
+      (SIDE - w) / 2,
+      (SIDE - h) / 2,
+      w,
+      h,
+    );
     const found = context.getImageData(0, 0, SIDE, SIDE).data;
     return image.map((_, i) => found[4 * i + 3] / 255);
   }
 
   function pad(changed) {
-    const board = make("canvas", { width: 280, height: 280, className: "lab-pad", "aria-label": "Draw a digit here with the mouse or a finger", role: "img" });
+    const board = make("canvas", {
+      width: 280,
+      height: 280,
+      className: "lab-pad",
+      "aria-label": "Draw a digit here with the mouse or a finger",
+      role: "img",
+    });
     const context = board.getContext("2d");
-    Object.assign(context, { lineWidth: 24, lineCap: "round", lineJoin: "round", strokeStyle: "#fff" });
+    Object.assign(context, {
+      lineWidth: 24,
+      lineCap: "round",
+      lineJoin: "round",
+      strokeStyle: "#fff",
+    });
     const at = (event) => {
       const box = board.getBoundingClientRect();
-      return [((event.clientX - box.left) * 280) / box.width, ((event.clientY - box.top) * 280) / box.height];
+      return [
+        ((event.clientX - box.left) * 280) / box.width,
+        ((event.clientY - box.top) * 280) / box.height,
+      ];
     };
     let drawing = false;
     board.addEventListener("pointerdown", (event) => {
@@ -194,13 +236,22 @@
     for (const panel of panels) {
       panel.worker.onmessage = ({ data }) => {
         if (data.job !== job) return;
-        panel.show(data, state);
+        panel.show(data, { clean, label, eps });
         if (data.done < steps || --waiting) return;
         lab.dataset.state = "done";
-        if (steps) status.textContent += `. ${panels.map((p) => `${p.name}: ${p.verdict.textContent}`).join("; ")}`;
+        if (steps)
+          status.textContent += `. ${panels.map((p) => `${p.name}: ${p.verdict.textContent}`).join("; ")}`;
         else if (label === null) settle();
       };
-      panel.worker.postMessage({ job, clean, label, eps, alpha: eps / 8, steps, pause: steps ? PAUSE : 0 });
+      panel.worker.postMessage({
+        job,
+        clean,
+        label,
+        eps,
+        alpha: eps / 8,
+        steps,
+        pause: steps ? PAUSE : 0,
+      });
     }
   }
 
@@ -229,11 +280,15 @@
   const thumbnails = digits.map(({ pixels: text, label }, i) => {
     const picture = canvas("");
     paint(picture, pixels(text), grey);
-    const node = button("", () => {
-      drawing.clear();
-      press(node);
-      choose(pixels(text), label);
-    }, "lab-thumbnail");
+    const node = button(
+      "",
+      () => {
+        drawing.clear();
+        press(node);
+        choose(pixels(text), label);
+      },
+      "lab-thumbnail",
+    );
     node.setAttribute("aria-label", `Test image ${i + 1}, a ${label}`);
     node.append(picture);
     return node;
@@ -243,25 +298,62 @@
     press(null);
     choose(image, null);
   });
-  const meant = make("select", { id: "lab-meant" }, ...Array.from({ length: 10 }, (_, digit) => make("option", { value: digit, textContent: digit })));
+  const meant = make(
+    "select",
+    { id: "lab-meant" },
+    ...Array.from({ length: 10 }, (_, digit) =>
+      make("option", { value: digit, textContent: digit }),
+    ),
+  );
   meant.addEventListener("change", () => choose(state.clean, Number(meant.value)));
-  const own = make("p", { hidden: true }, make("label", { htmlFor: "lab-meant", textContent: "You drew a " }), meant, " ",
-    button("Clear", () => thumbnails.at(-1).click()));
+  const own = make(
+    "p",
+    { hidden: true },
+    make("label", { htmlFor: "lab-meant", textContent: "You drew a " }),
+    meant,
+    " ",
+    button("Clear", () => thumbnails.at(-1).click()),
+  );
 
   const shown = make("output", { htmlFor: "lab-eps", textContent: state.eps.toFixed(2) });
-  const slider = make("input", { type: "range", id: "lab-eps", min: 0, max: 0.3, step: 0.01, value: state.eps });
+  const slider = make("input", {
+    type: "range",
+    id: "lab-eps",
+    min: 0,
+    max: 0.3,
+    step: 0.01,
+    value: state.eps,
+  });
   slider.addEventListener("input", () => {
     state.eps = Number(slider.value);
     shown.textContent = state.eps.toFixed(2);
   });
 
   lab.replaceChildren(
-    make("div", { className: "lab-choice" },
-      make("div", { className: "lab-thumbnails", role: "group", "aria-label": "Test images" }, ...thumbnails),
-      make("div", { className: "lab-draw" }, drawing.board, make("div", {}, make("p", { textContent: "Or draw a digit." }), own))),
-    make("div", { className: "lab-controls" },
-      make("label", { htmlFor: "lab-eps", textContent: "eps" }), slider, shown,
-      button("Attack", () => run(STEPS), "lab-attack"), button("Reset", () => run(0))),
+    make(
+      "div",
+      { className: "lab-choice" },
+      make(
+        "div",
+        { className: "lab-thumbnails", role: "group", "aria-label": "Test images" },
+        ...thumbnails,
+      ),
+      make(
+        "div",
+        { className: "lab-draw" },
+        drawing.board,
+        make("div", {}, make("p", { textContent: "Or draw a digit." }), own),
+      ),
+    ),
+    make(
+      "div",
+      { className: "lab-controls" },
+      make("label", { htmlFor: "lab-eps", textContent: "eps" }),
+      slider,
+      shown,
+      button("Attack", () => state.label !== null && run(STEPS), "lab-attack"),
+      button("Reset", () => run(0)),
+    ),
     status,
     make("div", { className: "lab-panels" }, ...panels.map((panel) => panel.node)),
   );

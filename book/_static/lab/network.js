@@ -3,13 +3,18 @@
 // from its text: pages opened from a disk may not load a worker from a file.
 
 function advlibNetwork() {
-  const SIDE = 28, PIXELS = SIDE * SIDE, PADDED = SIDE + 2, PLANE = PADDED * PADDED;
-  const HALF = SIDE / 2, POOLED = HALF * HALF;
+  const SIDE = 28,
+    PIXELS = SIDE * SIDE,
+    PADDED = SIDE + 2,
+    PLANE = PADDED * PADDED;
+  const HALF = SIDE / 2,
+    POOLED = HALF * HALF;
 
   // IEEE half precision: a sign, five bits of exponent, ten of fraction.
   function half(bits) {
     const sign = bits & 0x8000 ? -1 : 1;
-    const exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    const exponent = (bits >> 10) & 31,
+      fraction = bits & 1023;
     return sign * (exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction);
   }
 
@@ -40,16 +45,30 @@ function advlibNetwork() {
 
   // Add a 3 by 3 kernel's response to a framed plane to `sums`.
   function addConvolved(sums, plane, from, kernel, k) {
-    const a = kernel[k], b = kernel[k + 1], c = kernel[k + 2], d = kernel[k + 3];
-    const e = kernel[k + 4], f = kernel[k + 5], g = kernel[k + 6], h = kernel[k + 7], i = kernel[k + 8];
+    const a = kernel[k],
+      b = kernel[k + 1],
+      c = kernel[k + 2],
+      d = kernel[k + 3];
+    const e = kernel[k + 4],
+      f = kernel[k + 5],
+      g = kernel[k + 6],
+      h = kernel[k + 7],
+      i = kernel[k + 8];
     for (let y = 0, to = 0; y < SIDE; y++) {
       let p = from + y * PADDED;
       for (let x = 0; x < SIDE; x++, p++, to++) {
-        const q = p + PADDED, r = q + PADDED;
+        const q = p + PADDED,
+          r = q + PADDED;
         sums[to] +=
-          a * plane[p] + b * plane[p + 1] + c * plane[p + 2] +
-          d * plane[q] + e * plane[q + 1] + f * plane[q + 2] +
-          g * plane[r] + h * plane[r + 1] + i * plane[r + 2];
+          a * plane[p] +
+          b * plane[p + 1] +
+          c * plane[p + 2] +
+          d * plane[q] +
+          e * plane[q + 1] +
+          f * plane[q + 2] +
+          g * plane[r] +
+          h * plane[r + 1] +
+          i * plane[r + 2];
       }
     }
   }
@@ -127,7 +146,8 @@ function advlibNetwork() {
         for (let k = 0; k < net.classes; k++) slope += outer[k] * matrix[k * pooled.length + i];
         const corner = Math.floor(largest[i] / SIDE) * PADDED + (largest[i] % SIDE);
         for (let m = 0; m < net.first; m++) {
-          const k = (c * net.first + m) * 9, to = m * PLANE + corner;
+          const k = (c * net.first + m) * 9,
+            to = m * PLANE + corner;
           spread(slopes, to, slope, kernel2, k);
         }
       }
@@ -136,7 +156,8 @@ function advlibNetwork() {
     for (let m = 0; m < net.first; m++) {
       for (let y = 0; y < SIDE; y++) {
         for (let x = 0; x < SIDE; x++) {
-          const corner = y * PADDED + x, at = m * PLANE + corner + PADDED + 1;
+          const corner = y * PADDED + x,
+            at = m * PLANE + corner + PADDED + 1;
           if (net.maps[at] === 0) continue;
           spread(framed, corner, slopes[at], kernel1, m * 9);
         }
