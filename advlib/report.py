@@ -131,11 +131,12 @@ class Report:
                 f"{first:>11}  {row.seconds:7.1f}"
             )
         lines.append("")
+        wrap = partial(textwrap.wrap, width=78, subsequent_indent=" " * 8)
         for check in self.checks:
             line = f"{'LOOK' if check.suspicious else 'ok':<4}  {check.name}: {check.found}"
-            lines += textwrap.wrap(line, 78, subsequent_indent=" " * 8)
+            lines += wrap(line)
             if check.suspicious:
-                lines.append(f"      {check.meaning}")
+                lines += wrap(check.meaning, initial_indent=" " * 6)
         return "\n".join(lines)
 
 
