@@ -173,13 +173,14 @@ def panels(
             raise ValueError(
                 f"lines[{title!r}] must have at most {len(SERIES)} lines of {len(values)} values"
             )
-    figure, axes = _subplots(1, len(lines), figsize=(2.6 * len(lines) + 0.8, 3.2), sharey=True)
-    for axis, (title, panel) in zip(axes[0], lines.items(), strict=True):
+    # below each other, as the text of panels side by side would be too small on a phone
+    figure, axes = _subplots(len(lines), 1, figsize=(5, 2.1 * len(lines) + 0.8), sharex=True)
+    for axis, (title, panel) in zip(axes[:, 0], lines.items(), strict=True):
         for (colour, marker, style), (name, line) in zip(SERIES, panel.items(), strict=False):
             axis.plot(values, line, color=colour, marker=marker, linestyle=style, label=name)
-        axis.set(title=title, xlabel=xlabel, ylim=(-0.03, 1.03))
+        axis.set(title=title, ylabel=ylabel, ylim=(-0.03, 1.03))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel(ylabel)
+    axes[-1, 0].set_xlabel(xlabel)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         frameon=False,
