@@ -66,11 +66,9 @@ def nets():
         "robust": lambda m, x, y: fgsm(m, x, y, eps=EPS),
     }.items():
         generator = torch.Generator().manual_seed(0)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            net = digit_net()
-        batches = Batches(train.x[:1000], train.y[:1000], shuffle=True, generator=generator)
-        fit(net, batches, epochs=3, lr=0.05, attack=attack)
+        net = digit_net(generator=generator)
+        batches = Batches(train.x[:3000], train.y[:3000], shuffle=True, generator=generator)
+        fit(net, batches, epochs=4, lr=0.05, attack=attack)
         found[name] = lab.rounded(net).eval()
     return found
 
@@ -140,11 +138,15 @@ def test_attack_and_reset_show_what_both_networks_say(nets, page):
     # the first image of each class, as the lab has chosen them, at an eps that breaks some
     chosen = [int((right & (test.y == k)).nonzero()[0]) for k in range(10)]
     x, y = test.x[chosen], test.y[chosen]
-    attacked = [
-        predict(net, bim(net, x, y, eps=0.3, alpha=0.3 / 8, steps=STEPS)) for net in nets.values()
-    ]
-    label = int((attacked[0] != y).nonzero()[0])
-    expected = [int(found[label]) for found in attacked]
+    with torch.no_grad():
+        attacked = torch.stack(
+            [net(bim(net, x, y, eps=0.3, alpha=0.3 / 8, steps=STEPS)) for net in nets.values()]
+        )
+    # the clearest of them: one at the border may tip over by a rounding error
+    gaps = attacked.topk(2).values.diff(dim=2).abs().amin((0, 2))
+    broken = (attacked[0].argmax(1) != y) & (gaps > 0)
+    label = int((gaps * broken).argmax())
+    expected = attacked[:, label].argmax(1).tolist()
     page.get_by_label(f"Test image {2 * label + 1}, a {label}").click()
     ready(page)
     assert answers(page) == [label, label]

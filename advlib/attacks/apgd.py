@@ -215,7 +215,7 @@ def _climb(
     s = retire(s, scores)
     for i in range(1, steps + 1):
         if len(s.image) == 0:
-            return found, broken
+            break
         ahead = project(s.here + s.step * ball.steepest(s.slope), s.x, s.eps, bounds, norm)
         if i > 1:
             drift = MOMENTUM * (ahead - s.here) + (1 - MOMENTUM) * (s.here - s.before)
@@ -228,10 +228,9 @@ def _climb(
         _keep_best(s)
         if i in gaps:
             _judge(s, gaps[i])
-    if len(s.image):
-        best = s.best_value.view(-1, count).argmax(1)
-        rows = best + count * torch.arange(len(best), device=best.device)
-        found[s.image[rows]] = s.best[rows]
+    best = s.best_value.view(-1, count).argmax(1)
+    rows = best + count * torch.arange(len(best), device=best.device)
+    found[s.image[rows]] = s.best[rows]
     return found, broken
 
 

@@ -64,7 +64,7 @@
       let image = clean;
       for (let done = 0; ; done++) {
         const scores = logits(net, image);
-        postMessage({ job, done, image, scores, probabilities: softmax(scores) });
+        postMessage({ job, done, image, probabilities: softmax(scores) });
         if (done === steps) return;
         await new Promise((resolve) => setTimeout(resolve, pause));
         if (latest !== job) return;
