@@ -185,6 +185,10 @@ DIRECTIVES = {
         "<details>\n<summary>Solution to Exercise 1.1</summary>\n\nDone.\n\n</details>"
     ),
     "```{glossary}\nrobust\n  Not {math}`x`.\n```": "- **robust**: Not $x$.",
+    "```{quiz} Why\nnot {math}`x`?\n- [ ] Too\n  big.\n\n  No.\n- [x] Odd.\n\n  {ref}`idea`.\n```": (
+        "**Why not $x$?**\n\n- **A.** Too big.\n- **B.** Odd.\n\n<details>\n"
+        "<summary>Answers</summary>\n\n- **A.** ✗ No.\n- **B.** ✓ Right. The idea.\n\n</details>"
+    ),
     "Term\n: its meaning": "**Term**: its meaning",
     "```{code-block} python\n:caption: c\nx = 1\n```": "```python\nx = 1\n```",
     "```python\n{ref}`kept`\n```": "```python\n{ref}`kept`\n```",
@@ -223,6 +227,11 @@ def test_directive_becomes_plain(myst: str, tmp_path: Path) -> None:
         "![alt](missing.png)",
         "> :::{note}\n> in a quote\n> :::",
         "```{literalinclude} missing.py\n```",
+        "```{quiz} One option?\n- [x] Yes.\n\n  Too few.\n```",
+        "```{quiz} None right?\n- [ ] No.\n\n  No.\n- [ ] No.\n\n  No.\n```",
+        "```{quiz} Two right?\n- [x] No.\n\n  No.\n- [x] No.\n\n  No.\n```",
+        "```{quiz} No feedback?\n- [x] No.\n- [ ] No.\n\n  No.\n```",
+        "```{quiz}\n- [x] No question.\n\n  No.\n- [ ] No.\n\n  No.\n```",
     ],
 )
 def test_unknown_myst_is_refused_by_name(myst: str, tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect everything. Priorities: before the theme and myst-nb (100), after the theme (600)."""
     app.add_config_value("book_slug", None, "env", [str, type(None)])
     app.add_directive("chapter-badges", ChapterBadges)
+    app.setup_extension("quiz")
     app.connect("config-inited", configure, priority=100)
     app.connect("builder-inited", make_notebooks)
     app.connect("env-updated", make_lab)

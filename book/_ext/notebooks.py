@@ -128,40 +128,53 @@ def cells(source: Any, page: Page) -> Iterator[tuple[str, str, dict[str, Any]]]:
                     yield "markdown", part.strip(), {}
 
 
-def notebook(name: str, book: Book) -> Any:
-    """The clean notebook of the chapter `name`: no outputs, stable ids, a GPU asked for."""
-    page = Page(name, book)
-    source = jupytext.read(book.root / f"{name}.md", fmt="md:myst")
+def opening(source: Any, book: Book) -> list[tuple[str, str, dict[str, Any]]]:
+    """The cells before a notebook's own: they install advlib and write the data files."""
     how = INSTALL_FROM.format(slug=book.slug, commit=book.commit) if book.slug else INSTALL_BY_HAND
-    made = [("code", INSTALL + how, {"cellView": "form"})]
-    made += [("code", text, {"cellView": "form"}) for text in data_files(source, book.root)]
-    made += cells(source, page)
-    nb = nbformat.v4.new_notebook()
+    texts = [INSTALL + how, *data_files(source, book.root)]
+    return [("code", text, {"cellView": "form"}) for text in texts]
+
+
+def empty_notebook() -> Any:
+    """A notebook without cells that asks for a GPU."""
+    metadata = {
+        "accelerator": "GPU",
+        "colab": {"gpuType": "T4", "provenance": []},
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
+    return nbformat.v4.new_notebook(metadata=metadata, nbformat_minor=5)
+
+
+def add_cell(nb: Any, name: str, kind: str, text: str, metadata: dict[str, Any]) -> Any:
+    """Append a cell of the chapter `name`; its id depends on its place only."""
+    if kind == "markdown" and (raw := raw_myst(text)):
+        raise UnknownMyst(f"{name}: raw MyST left in the notebook: {raw!r}")
+    key = hashlib.sha256(f"{name}:{len(nb.cells)}".encode()).hexdigest()[:12]
+    new = nbformat.v4.new_code_cell if kind == "code" else nbformat.v4.new_markdown_cell
+    nb.cells.append(new(text, id=key, metadata={"id": key, **metadata}))
+    return nb.cells[-1]
+
+
+def notebook(name: str, book: Book) -> Any:
+    """The clean notebook of the chapter `name`: no outputs, stable ids."""
+    source = jupytext.read(book.root / f"{name}.md", fmt="md:myst")
+    nb = empty_notebook()
     mark, solution, folded = "", None, []
-    for kind, text, metadata in made:
+    for kind, text, metadata in [*opening(source, book), *cells(source, Page(name, book))]:
         if kind == "mark":
             mark = text
             continue
-        key = hashlib.sha256(f"{name}:{len(nb.cells)}".encode()).hexdigest()[:12]
-        new = nbformat.v4.new_code_cell if kind == "code" else nbformat.v4.new_markdown_cell
-        nb.cells.append(new(text, id=key, metadata={"id": key, **metadata}))
+        cell = add_cell(nb, name, kind, text, metadata)
         if mark == FOLD:
-            solution = nb.cells[-1]
+            solution = cell
         if mark == UNFOLD and (kind, text[:1]) == ("markdown", "#"):
             # A heading folds all up to the next heading, so nothing else may follow a solution.
             fold(solution, folded)
         mark = ""
-        if kind == "markdown" and (raw := raw_myst(text)):
-            raise UnknownMyst(f"{name}: raw MyST left in the notebook: {raw!r}")
     if mark == UNFOLD:
         fold(solution, folded)
-    nb.metadata = {
-        "accelerator": "GPU",
-        "colab": {"gpuType": "T4", "provenance": [], "collapsed_sections": folded},
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-        "language_info": {"name": "python"},
-    }
-    nb.nbformat, nb.nbformat_minor = 4, 5
+    nb.metadata["colab"]["collapsed_sections"] = folded
     nbformat.validate(nb)
     return nb
 

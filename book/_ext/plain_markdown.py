@@ -117,6 +117,43 @@ def glossary(page: Page, name: str, arg: str, options: dict[str, str], body: str
     return "\n".join(f"- **{term}**: {' '.join(inline(d, page).split())}" for term, d in pairs)
 
 
+Option = tuple[bool, str, str]
+
+
+def read_quiz(arg: str, body: str) -> tuple[str, list[Option]]:
+    """A quiz's question and its options, each as (is it right, its words, what to say of it).
+
+    The body may begin with more of the question; then comes a list whose items begin with
+    `[x]` (the right one) or `[ ]`, followed by a blank line and an indented paragraph.
+    """
+    start, *items = re.split(r"^- \[([ x])\] ", body, flags=re.M)
+    question = " ".join(f"{arg} {start}".split())
+    options = []
+    for mark, item in zip(items[::2], items[1::2], strict=True):
+        words, _, feedback = (" ".join(part.split()) for part in item.partition("\n\n"))
+        if not words or not feedback:
+            raise ValueError(f"quiz {question!r}: an option lacks its words or its feedback")
+        options.append((mark == "x", words, feedback))
+    if not question or len(options) < 2 or sum(right for right, *_ in options) != 1:
+        raise ValueError(f"quiz {question!r}: needs a question, two options, one of them right")
+    return question, options
+
+
+def quiz(page: Page, name: str, arg: str, options: dict[str, str], body: str) -> str:
+    """A question with lettered options, and what to say of each in a foldable block."""
+    try:
+        question, choices = read_quiz(arg, body)
+    except ValueError as fault:
+        page.unknown(str(fault))
+        return ""
+    shown, answers = [f"**{question}**\n"], []
+    for letter, (right, words, feedback) in zip("ABCDEF", choices, strict=False):
+        shown.append(f"- **{letter}.** {words}")
+        answers.append(f"- **{letter}.** {'✓ Right.' if right else '✗'} {feedback}")
+    text, folded = (inline("\n".join(lines), page) for lines in (shown, answers))
+    return f"{text}\n\n{details('Answers', folded)}"
+
+
 def bibliography(page: Page, name: str, arg: str, options: dict[str, str], body: str) -> str:
     """The references this chapter has cited so far."""
     entries = [page.book.citations[key] for key in page.cited]
@@ -165,6 +202,7 @@ DIRECTIVES = {
     "math": math,
     "table": table,
     "glossary": glossary,
+    "quiz": quiz,
     "bibliography": bibliography,
     "chapter-badges": badges,
 }
