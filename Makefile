@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.advlib-installed
 BENCH := .venv-bench
 
-.PHONY: help book test lint results slow bench chromium lab clean
+.PHONY: help book test lint results slow bench chromium lab coursework clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -38,12 +38,14 @@ test: lint ## lint, unit tests, then every chapter's cells
 	$(BIN)/python -m pytest book
 	@echo "== test: passed"
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy and spelling
 	@echo "== lint: ruff"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@echo "== lint: mypy"
 	$(BIN)/mypy
+	@echo "== lint: spelling"
+	$(BIN)/codespell
 
 results: $(STAMP) ## train and attack again for the book's numbers, into book/results.json and README.md
 	@echo "== results: three seeds of both networks, both protocols"
@@ -79,6 +81,10 @@ chromium: $(STAMP) ## install the browser that the attack lab's tests need
 lab: $(STAMP) ## open the chapters in JupyterLab
 	@echo "== lab: right-click a chapter, Open With, Notebook"
 	$(BIN)/jupyter lab --ServerApp.root_dir=book
+
+coursework: $(STAMP) ## the exercises as nbgrader assignments, into coursework/
+	@echo "== coursework: an instructor's and a student's edition of every chapter's exercises"
+	$(BIN)/python book/_ext/coursework.py coursework
 
 clean: ## remove the built site and its caches (not the environment)
 	@echo "== clean: _build and tool caches"
