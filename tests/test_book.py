@@ -661,3 +661,16 @@ def test_actions_are_pinned_and_permissions_least() -> None:
     assert jobs["jobs"]["check"]["permissions"] == {"contents": "read"}
     assert jobs["jobs"]["publish"]["permissions"] == {"contents": "write"}
     assert "push" in jobs["jobs"]["publish"]["if"]
+
+
+def test_the_front_pages_citation_is_that_of_the_citation_file() -> None:
+    front = (ROOT / "book" / "index.md").read_text(encoding="utf8")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
+    entry = dict(re.findall(r"^  (\w+) += \{+(.*?)\}+,?$", front, re.M))
+    assert entry == {
+        "title": cited["title"],
+        "author": cited["authors"][0]["name"],
+        "year": cited["date-released"][:4],
+        "note": f"Version {cited['version']}",
+    }
+    assert f'"{cited["version"]}"' in (ROOT / "advlib" / "__init__.py").read_text(encoding="utf8")
