@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.advlib-installed
 BENCH := .venv-bench
 
-.PHONY: help book test lint results slow bench chromium lab coursework clean
+.PHONY: help book test lint results slow bench chromium lab coursework pdf clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -85,6 +85,11 @@ lab: $(STAMP) ## open the chapters in JupyterLab
 coursework: $(STAMP) ## the exercises as nbgrader assignments, into coursework/
 	@echo "== coursework: an instructor's and a student's edition of every chapter's exercises"
 	$(BIN)/python book/_ext/coursework.py coursework
+
+pdf: $(STAMP) ## the whole book as _build/book.pdf (needs Chromium)
+	@echo "== pdf: one page of the whole book, then print it"
+	$(BIN)/jupyter-book build . --builder custom --custom-builder singlehtml -n -W --keep-going
+	$(BIN)/python -m tools.print_book _build/singlehtml _build/book.pdf
 
 clean: ## remove the built site and its caches (not the environment)
 	@echo "== clean: _build and tool caches"

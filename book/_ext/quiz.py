@@ -65,6 +65,9 @@ def depart_choice(translator: Any, node: nodes.Element) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add the directive and how its nodes are written."""
     app.add_directive("quiz", Quiz)
-    app.add_node(quiz_option, html=(visit_option, depart_option))
-    app.add_node(quiz_choice, html=(visit_choice, depart_choice))
+    for node, visitors in (
+        (quiz_option, (visit_option, depart_option)),
+        (quiz_choice, (visit_choice, depart_choice)),
+    ):
+        app.add_node(node, html=visitors, singlehtml=visitors)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
