@@ -78,8 +78,10 @@ chromium: $(STAMP) ## install the browser that the attack lab's tests need
 	  apt-get -qq update && apt-get -qq install -y chromium; \
 	else $(BIN)/playwright install chromium; fi
 
+# The setting goes into the environment, not into the reader's own configuration.
 lab: $(STAMP) ## open the chapters in JupyterLab
-	@echo "== lab: right-click a chapter, Open With, Notebook"
+	@echo "== lab: double-click a chapter, and it opens as a notebook"
+	@JUPYTER_CONFIG_DIR=$(abspath $(VENV))/etc/jupyter $(BIN)/jupytext-config set-default-viewer markdown
 	$(BIN)/jupyter lab --ServerApp.root_dir=book
 
 coursework: $(STAMP) ## the exercises as nbgrader assignments, into coursework/
