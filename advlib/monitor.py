@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from advlib.training import History, TrainingMonitor
+
+OWN_STOP = "press the notebook's own stop button: the network is kept."
 
 
 def progress() -> "TrainingMonitor":
@@ -104,7 +107,12 @@ class TerminalMonitor(FigureMonitor):
 
 
 class NotebookMonitor(FigureMonitor):
-    """Live loss plot, progress bar and Stop button; replaced by the final figure at the end."""
+    """Live loss plot, progress bar and Stop button; replaced by the final figure at the end.
+
+    A button works only where the front end's messages reach the kernel while a cell runs. So Stop
+    stays hidden until one has: the monitor asks the front end for one, now and then. The
+    notebook's own stop button always works, and the monitor says so.
+    """
 
     seconds_between_refreshes = 1.0
 
@@ -120,18 +128,30 @@ class NotebookMonitor(FigureMonitor):
         super().start(epochs, iterations)
         if not epochs:
             return
+        self.heard, self.asks = False, 0
         self.bar = self.widgets.IntProgress(max=epochs * iterations)
         self.label = self.widgets.Label(self.line())
         self.plot = self.widgets.Image(format="png")
         self.stop = self.widgets.Button(description="Stop", icon="stop")
+        self.stop.layout.display = "none"
         self.stop.on_click(self._request_stop)
-        hint = self.widgets.Label("Or press the notebook's own stop button: the network is kept.")
-        controls = self.widgets.HBox([self.stop, self.bar, hint])
+        self.hint = self.widgets.Label(f"To stop, {OWN_STOP}")
+        controls = self.widgets.HBox([self.stop, self.bar, self.hint])
         self.box = self.widgets.VBox([controls, self.label, self.plot])
+        self.hidden: list[Any] = []
+        _on_message(self.stop, self._request_stop)
         self.handle = _display(self.box, display_id=True)
+        self._ask()
 
     def refresh(self) -> None:
-        """Redraw the plot and move the bar."""
+        """Redraw the plot, move the bar, and show Stop once it is known to work."""
+        if self.heard and self.stop.layout.display:
+            self.stop.layout.display = None
+            self.hint.value = f"Or {OWN_STOP}"
+        elif not self.heard:
+            self.asks += 1
+            if self.asks.bit_count() == 1:  # 1, 2, 4, ...
+                self._ask()
         self.bar.value = self.done
         self.label.value = self.line()
         picture = io.BytesIO()
@@ -142,10 +162,45 @@ class NotebookMonitor(FigureMonitor):
     def finish(self, history: "History") -> None:
         """Put the final figure in the place of the widgets, so that none are left behind."""
         self.handle.update(_figure(history.loss, self.iterations))
-        _close(self.box)
+        for widget in (*self.hidden, self.box):
+            _close(widget)
+
+    def _ask(self) -> None:
+        """Have the front end copy the bar's length into a new widget, and so write to the kernel.
+
+        The very first message comes too early for JupyterLab to have a subshell, and waits for the
+        end of the cell. So does all else from that widget: the next question needs another one.
+        """
+        echo = self.widgets.IntText()
+        _on_message(echo, self._hear)
+        link = self.widgets.jsdlink((self.bar, "max"), (echo, "value"))
+        self.hidden += [link, echo]
+
+    def _hear(self, message: Any) -> None:
+        self.heard = True
 
     def _request_stop(self, button: Any) -> None:
         self.stop_requested = True
+
+
+def _on_message(widget: Any, act: Callable[[Any], None]) -> None:
+    """Call `act` with what the front end sends to `widget`, while the cell runs if that can be.
+
+    JupyterLab sends messages of widgets to a subshell, a thread of ipykernel 7. But ipykernel 7.4
+    asks the widget's comm for a better way, which is back to the busy cell; without an answer it
+    keeps to the subshell. No other version asks. And the usual handling would end the cell's
+    plots, as if the cell were over.
+    """
+    usual = widget.comm.handle_msg
+
+    def handle(message: Any) -> None:
+        if message["content"]["data"].get("method") in ("custom", "update"):
+            act(message)
+        else:  # a page that was loaded again asks for the widget's state
+            usual(message)
+
+    widget.comm.handle_msg = handle
+    widget.comm._reply_subshell_for = None
 
 
 def _close(widget: Any) -> None:

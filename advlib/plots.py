@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advlib.evaluation import predict
-from advlib.runtime import check_count, check_images, check_labels
+from advlib.runtime import check_count, check_images, check_labels, check_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,6 +82,70 @@ def show_gradients(x: Tensor, gradients: Mapping[str, Tensor]) -> "Figure":
         row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", size=14)
         for axis, image in zip(row, gradient.detach().cpu(), strict=True):
             _draw(axis, image / image.abs().max().clamp_min(1e-12), (-1.0, 1.0), "RdBu_r")
+    return figure
+
+
+def attack_view(
+    x: Tensor,
+    y: Tensor,
+    attacked: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
+    *,
+    eps: float,
+    limits: tuple[float, float] = (0.0, 1.0),
+    classes: Sequence[str] = (),
+) -> "Figure":
+    """Show a row per network: the attacked image, its perturbation, the class probabilities.
+
+    Orange pixels became brighter and blue ones darker, full colour is a change of eps; of a colour
+    image it is the mean of the channels. Of more than ten classes the ten likeliest are shown.
+
+    Args:
+        x: the image, (1, c, h, w) with c 1 or 3.
+        y: its label, int64 (1,).
+        attacked: for each network's name the attacked image, in the shape of `x`.
+        logits: for each network's name what it makes of that image, (1, classes).
+        eps: the largest change of a pixel that the attack may make.
+        limits: the pixels that are drawn black and white.
+        classes: the classes' names, their numbers by default.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    _check_view(x, y, attacked, logits, classes)
+    check_number("eps", eps)
+    if not limits[0] < limits[1]:
+        raise ValueError(f"limits must be (low, high) with low < high, got {limits}")
+    colours = LinearSegmentedColormap.from_list("change", [BLUE, "white", ORANGE])
+    low, high = limits
+    figure, axes = _subplots(len(attacked), 3, figsize=(7.2, 2.5 * len(attacked)))
+    clean, label = x[0].detach().cpu().float(), int(y)
+    for row, name in zip(axes, attacked, strict=True):
+        image = attacked[name][0].detach().cpu().float()
+        _draw(row[0], ((image - low) / (high - low)).clamp(0, 1), (0.0, 1.0), "gray")
+        most = eps or 1.0
+        row[1].imshow((image - clean).mean(0).numpy(), cmap=colours, vmin=-most, vmax=most)
+        row[1].set(xticks=[], yticks=[])
+        likely, found = (
+            logits[name][0].detach().cpu().float().softmax(0).topk(min(10, logits[name].shape[1]))
+        )
+        answer = int(found[0])
+        mark, colour = ("✓", BLUE) if answer == label else ("✗", RED)
+        shown = sorted(zip(found.tolist(), likely.tolist(), strict=True))
+        drawn = row[2].barh(
+            [classes[k] if classes else str(k) for k, _ in shown],
+            [probability for _, probability in shown],
+            color=[colour if k == answer else "silver" for k, _ in shown],
+        )
+        row[2].bar_label(drawn, fmt="%.2f", padding=2, fontsize=7)
+        row[2].set(xlim=(0, 1.2), xticks=[], box_aspect=image.shape[1] / image.shape[2])
+        row[2].tick_params(labelsize=7, length=0)
+        row[2].spines[:].set_visible(False)
+        row[2].invert_yaxis()
+        row[0].set_title(name, fontsize=10)
+        row[1].set_title("perturbation", fontsize=10)
+        said = classes[answer] if classes else answer
+        verdict = {"color": colour, "fontweight": "bold"}
+        row[2].set_title(f"says {said} {mark}", loc="left", fontsize=10, **verdict)
     return figure
 
 
@@ -309,6 +373,26 @@ def projection_picture(eps: float = 0.1, alpha: float = 0.06, steps: int = 4) ->
     axis.set(xlim=(-1.4 * eps, 1.9 * eps), ylim=(-1.4 * eps, 1.6 * eps))
     figure.legend(frameon=False, loc="outside lower center", fontsize=9)
     return figure
+
+
+def _check_view(x: Any, y: Any, attacked: Any, logits: Any, classes: Sequence[str]) -> None:
+    _check_pictures(x)
+    check_labels(y, x)
+    if len(x) != 1:
+        raise ValueError(f"x must hold one image, got {len(x)}")
+    if not attacked:
+        raise ValueError("attacked must hold an image for at least one network")
+    if set(logits) != set(attacked):
+        raise ValueError(f"logits must have the names of attacked, got {', '.join(logits)}")
+    for name, image in attacked.items():
+        if image.shape != x.shape:
+            raise ValueError(f"attacked[{name!r}] must have the shape of x, got {image.shape}")
+        scores = logits[name]
+        if scores.ndim != 2 or len(scores) != 1:
+            raise ValueError(f"logits[{name!r}] must have shape (1, classes), got {scores.shape}")
+        if classes and len(classes) != scores.shape[1]:
+            given = f"{len(classes)} for {scores.shape[1]} logits"
+            raise ValueError(f"classes must have one name per logit, got {given}")
 
 
 def _arrow(

@@ -1,5 +1,6 @@
 """The progress line, and the figure that is left in a notebook run by a real kernel."""
 
+import ast
 import io
 import re
 
@@ -117,6 +118,17 @@ def run(monitor, act=lambda iteration: None):
     batches = advlib.Batches(x, y, batch_size=4)
     return advlib.fit(net, batches, epochs=2, lr=0.01, monitor=monitor, attack=attack)
 """
+# what the front end would send, and what a reader sees after each iteration
+MESSAGES = """
+seen = []
+def send(widget, method):
+    widget.comm.handle_msg({"content": {"data": {"method": method}}})
+
+def look(act=lambda iteration: None):
+    seen.clear()
+    run(live, lambda i: seen.append((live.stop.layout.display, live.hint.value)) or act(i))
+    return seen
+"""
 CELLS = {
     "static": "static = monitor.progress(); run(static);",
     "live": "del os.environ['ADVLIB_MONITOR']; live = monitor.progress(); run(live);",
@@ -124,6 +136,11 @@ CELLS = {
     "button": "run(live, lambda i: live.stop.click() if i == 4 else None)",
     "cached": "live.start(2, 5); live.finish(advlib.History(loss=[1.0, 0.5]))",
     "failed": "run(live, lambda i: 1 / 0 if i == 7 else None)",
+    "messages": MESSAGES,
+    "silent": "print(look())",
+    "heard": "print(look(lambda i: i == 3 and send(live.hidden[1], 'update')))",
+    "click": "run(live, lambda i: send(live.stop, 'custom') if i == 4 else None)",
+    "reload": "run(live, lambda i: send(live.stop, 'request_state')).stopped",
     "left": "from ipywidgets.widgets.widget import _instances; print(len(_instances))",
     "types": "print(type(static).__name__, type(live).__name__)",
 }
@@ -158,12 +175,29 @@ def test_closed_monitors_leave_no_widget_in_the_kernel(notebook):
     assert notebook["left"][0].text == "0\n"
 
 
-@pytest.mark.parametrize(("cell", "iterations"), [("interrupt", 3), ("button", 4)])
+@pytest.mark.parametrize(("cell", "iterations"), [("interrupt", 3), ("button", 4), ("click", 4)])
 def test_a_notebooks_stop_keeps_the_network_after_the_iteration(notebook, cell, iterations):
     (result,) = [o for o in notebook[cell] if o.output_type == "execute_result"]
     text = result.data["text/plain"]
     assert "stopped=True" in text
     assert len(re.findall(r"\d\.\d+", text)) == iterations
+
+
+ALONE = ("none", "To stop, press the notebook's own stop button: the network is kept.")
+BESIDE = (None, "Or press the notebook's own stop button: the network is kept.")
+
+
+@pytest.mark.parametrize(("cell", "alone"), [("silent", 10), ("heard", 3)])
+def test_stop_is_shown_once_a_message_of_the_front_end_came_while_the_cell_ran(
+    notebook, cell, alone
+):
+    (printed,) = [output.text for output in notebook[cell] if output.output_type == "stream"]
+    assert ast.literal_eval(printed) == [ALONE] * alone + [BESIDE] * (10 - alone)
+
+
+def test_a_page_that_asks_for_the_buttons_state_does_not_stop_training(notebook):
+    (result,) = [o for o in notebook["reload"] if o.output_type == "execute_result"]
+    assert result.data["text/plain"] == "False"
 
 
 def test_progress_is_the_figure_in_a_static_page_and_the_widget_elsewhere(notebook):

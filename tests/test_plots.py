@@ -26,6 +26,23 @@ FIGURES = {
     ),
     "gradients": partial(plots.show_gradients, X, GRADIENTS),
     "one gradient": partial(plots.show_gradients, X[:1], {"one": X[:1]}),
+    "attack": partial(
+        plots.attack_view,
+        X[:1],
+        Y[:1],
+        {"standard": X[1:2], "robust": X[:1]},
+        {"standard": torch.tensor([[0.0, 2.0, 1.0]]), "robust": torch.tensor([[3.0, 0.0, 0.0]])},
+        eps=0.1,
+        classes=list("abc"),
+    ),
+    "colour attack": partial(
+        plots.attack_view,
+        images(1, channels=3),
+        Y[:1],
+        {"only": images(1, channels=3) - 0.1},
+        {"only": torch.arange(12.0)[None]},
+        eps=0.1,
+    ),
     "loss": partial(plots.loss_curve, [2.0, 1.0, 0.5], 2),
     "no loss": partial(plots.loss_curve, [], 0),
     "curves": partial(
@@ -68,8 +85,17 @@ def test_every_figure_draws_without_a_warning_and_is_not_kept_by_pyplot(make):
     assert plt.get_fignums() == []
 
 
+def view(**changes):
+    good = {"x": X[:1], "y": Y[:1], "attacked": {"n": X[:1]}, "logits": {"n": torch.zeros(1, 3)}}
+    return plots.attack_view(**(good | {"eps": 0.1} | changes))
+
+
+def pictures_of(axis):
+    return axis.get_images()[0].get_array()
+
+
 def pictures(figure):
-    return [axis.get_images()[0].get_array() for axis in figure.axes if axis.get_images()]
+    return [pictures_of(axis) for axis in figure.axes if axis.get_images()]
 
 
 def test_bars_stand_beside_each_other_with_their_names_and_numbers():
@@ -106,6 +132,37 @@ def test_each_gradient_is_scaled_by_its_own_largest_entry():
     shown = pictures(plots.show_gradients(X, {"small": 1e-9 * (X - 0.5)}))[6:]
     for picture in shown:
         assert abs(picture).max() == pytest.approx(1, abs=1e-3)
+
+
+def test_an_attack_shows_image_perturbation_and_verdict_of_each_network():
+    image, change, bars, *_, robust = FIGURES["attack"]().axes
+    assert torch.equal(torch.as_tensor(pictures_of(image)), X[1, 0])
+    torch.testing.assert_close(torch.as_tensor(pictures_of(change)), X[1, 0] - X[0, 0])
+    assert change.get_images()[0].get_clim() == (-0.1, 0.1)
+    lengths = torch.tensor([bar.get_width() for bar in bars.patches], dtype=torch.float32)
+    torch.testing.assert_close(lengths, torch.tensor([0.0, 2.0, 1.0]).softmax(0))
+    names = [label.get_text() for label in bars.get_yticklabels()]
+    assert names == list("abc")
+    for axis, verdict, colour in ((bars, "says b ✗", plots.RED), (robust, "says a ✓", plots.BLUE)):
+        assert axis.get_title("left") == verdict
+        assert to_hex(axis._left_title.get_color()).upper() == colour
+
+
+def test_an_attack_in_colour_is_not_stretched_and_shows_the_ten_likeliest_classes():
+    image, change, bars = FIGURES["colour attack"]().axes
+    assert image.get_aspect() == change.get_aspect() == 1
+    shown = torch.as_tensor(pictures_of(image)).permute(2, 0, 1)
+    torch.testing.assert_close(shown, (images(1, channels=3)[0] - 0.1).clamp_min(0))
+    torch.testing.assert_close(torch.as_tensor(pictures_of(change)), torch.full((4, 4), -0.1))
+    assert [int(label.get_text()) for label in bars.get_yticklabels()] == list(range(2, 12))
+
+
+def test_pixels_of_another_range_are_drawn_from_black_to_white():
+    x = 2 * X[:1] - 1
+    view = plots.attack_view(
+        x, Y[:1], {"n": x}, {"n": torch.zeros(1, 3)}, eps=0.0, limits=(-1.0, 1.0)
+    )
+    torch.testing.assert_close(torch.as_tensor(pictures_of(view.axes[0])), X[0, 0])
 
 
 def test_loss_curve_shows_every_iteration_and_the_mean_of_each_whole_epoch():
@@ -190,6 +247,16 @@ def test_targeted_grid_crosses_out_what_failed_beside_the_diagonal():
             lambda: plots.panels([1], {"p": {key: [0.5] for key in "abcde"}}, xlabel="", ylabel=""),
         ),
         ("lower", lambda: plots.relu_relaxation(0.5, 1.0)),
+        ("x", lambda: view(x=X[:2], y=Y[:2])),
+        ("x", lambda: view(x=images(1, channels=2))),
+        ("y", lambda: view(y=Y[:2])),
+        ("attacked", lambda: view(attacked={})),
+        ("attacked", lambda: view(attacked={"n": X[0]})),
+        ("logits", lambda: view(logits={"m": torch.zeros(1, 3)})),
+        ("logits", lambda: view(logits={"n": torch.zeros(3)})),
+        ("eps", lambda: view(eps=-1)),
+        ("limits", lambda: view(limits=(1.0, 0.0))),
+        ("classes", lambda: view(classes=["one"])),
         ("x", lambda: plots.targeted_grid(X, Y == 0)),
         ("x", lambda: plots.targeted_grid(images(4, channels=3), torch.ones(4) > 0)),
         ("reached", lambda: plots.targeted_grid(images(4), Y == 0)),

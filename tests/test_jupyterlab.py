@@ -1,0 +1,233 @@
+"""JupyterLab in headless Chromium: Stop, the toolbar's stop, and the attack lab's widgets."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+from browser import chromium, need
+from playwright.sync_api import expect
+
+expect.set_options(timeout=60_000)
+
+TRAINING = """
+import json, time, torch, advlib
+from advlib.monitor import progress
+torch.set_num_threads(1)
+x, y = torch.rand(1000, 1, 28, 28), torch.arange(1000) % 10
+net, begun = advlib.digit_net(), []
+first = net[-1].weight.detach().clone()
+
+def attack(model, x, y):
+    begun.append(time.time())
+    return advlib.bim(model, x, y, eps=0.1, alpha=0.01, steps=5)
+
+batches = advlib.Batches(x, y, batch_size=250)
+history = advlib.fit(net, batches, epochs=1000, lr=0.01, attack=attack, monitor=progress())
+ended = time.time()
+"""
+AFTERWARDS = """
+trained = not torch.equal(first, net[-1].weight)
+print(json.dumps([history.stopped, trained, len(history.loss), begun, ended]))
+"""
+FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
+
+
+class Lab:
+    """A JupyterLab server and a browser; `open` makes a notebook and a page that shows it."""
+
+    def __init__(self, server, folder, browser):
+        self.url, self.token, self.folder = server["url"], server["token"], folder
+        self.context = browser.new_context(viewport={"width": 1280, "height": 1000})
+        self.context.set_default_timeout(60_000)
+
+    def open(self, *cells):
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.ipynb"
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+        page = self.context.new_page()
+        page.goto(f"{self.url}lab/workspaces/{path.stem}/tree/{path.name}?token={self.token}")
+        # the notebook's own indicator says idle before there is a kernel
+        page.locator("#jp-main-statusbar").get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+        return page
+
+    def api(self, method, path, content=None):
+        headers = {"Authorization": f"token {self.token}", "Content-Type": "application/json"}
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self.url + path, body, headers, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or "null")
+
+    def set(self, plugin, **settings):
+        path = f"lab/api/settings/@jupyterlab/apputils-extension:{plugin}"
+        self.api("PUT", path, {"raw": json.dumps(settings)})
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    need(importlib.util.find_spec("jupyterlab"), "needs JupyterLab")
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory):
+    """A JupyterLab that knows nothing of its user's settings, in that browser."""
+    home, notebooks = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("notebooks")
+    environment = {
+        name: value
+        for name, value in os.environ.items()  # the kernel's own backend shows figures
+        if not name.startswith(("JUPYTER", "IPYTHON", "ADVLIB")) and name != "MPLBACKEND"
+    }
+    environment |= {"JUPYTER" + ("" if f[:3] == "LAB" else "_") + f: str(home / f) for f in FOLDERS}
+    environment |= {"HOME": str(home), "IPYTHONDIR": str(home), "OMP_NUM_THREADS": "1"}
+    options = ["--no-browser", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={notebooks}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        options.append("--allow-root")
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        runtime = home / "RUNTIME_DIR" / f"jpserver-{process.pid}.json"
+        written = lambda: runtime.exists() and runtime.read_text().strip().endswith("}")  # noqa: E731
+        wait_until(lambda: written() or process.poll() is not None)
+        assert process.poll() is None, (home / "log").read_text()
+        lab = Lab(json.loads(runtime.read_text()), notebooks, browser)
+        lab.set("notification", fetchNews="false")  # no question that covers the page
+        yield lab
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture
+def lab(server):
+    """The server; an error on any page fails the test, and no kernel survives it."""
+    faults = []
+    server.context.on("weberror", lambda error: faults.append(str(error.error)))
+    yield server
+    for page in server.context.pages:
+        page.close()
+    for kernel in server.api("GET", "api/kernels"):
+        server.api("DELETE", f"api/kernels/{kernel['id']}")
+    assert faults == []
+
+
+def run(page, number):
+    """Start the cell with this number, from 0, and return it."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    return cell
+
+
+def finished(cell, count):
+    """Wait until the cell has ended, the count-th one to do so, without an error."""
+    expect(cell.locator(".jp-InputPrompt").first).to_have_text(f"[{count}]:")
+    errors = (
+        "[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedText[data-mime-type$=stderr]"
+    )
+    assert cell.locator(errors).all_inner_texts() == []
+
+
+def press_and_check(page, cell, button, pictures=1):
+    """Press a button that ends the training in `cell`, the first, and see what it left."""
+    button.evaluate(
+        "node => node.addEventListener('click', () => { window.pressed = Date.now() / 1000; })"
+    )
+    button.click()
+    finished(cell, 1)
+    expect(cell.locator(".jp-OutputArea-output img")).to_have_count(pictures)
+    assert cell.locator(".jupyter-widgets").count() == 0
+    pressed = page.evaluate("window.pressed")
+    after = run(page, 1)
+    finished(after, 2)
+    stopped, trained, count, begun, ended = json.loads(after.locator("pre").last.inner_text())
+    assert stopped
+    assert trained
+    assert count == len(begun)
+    assert begun[0] < pressed < ended
+    late = sum(moment > pressed for moment in begun)
+    assert late <= 2, (late, ended - pressed)
+    assert ended - pressed < 10
+
+
+def test_the_stop_button_ends_training_and_keeps_the_network_and_the_cells_own_plots(lab):
+    page = lab.open("import matplotlib.pyplot as plt; plt.plot([1, 2]);" + TRAINING, AFTERWARDS)
+    cell = run(page, 0)
+    stop = cell.get_by_role("button", name="Stop")
+    stop.wait_for()
+    expect(cell.get_by_text("Or press the notebook's own stop button")).to_be_visible()
+    press_and_check(page, cell, stop, pictures=2)
+
+
+def test_without_a_way_for_the_button_the_monitor_names_the_toolbars_stop(lab):
+    """Messages of widgets wait for the end of the cell, as in ipykernel 6, VS Code and Colab."""
+    lab.set("kernels-settings", commsOverSubshells="disabled")
+    try:
+        page = lab.open(TRAINING, AFTERWARDS)
+        cell = run(page, 0)
+        # several refreshes, of a second each, went by
+        cell.get_by_text(re.compile(r"iteration ([5-9]|\d\d+) of 4000")).wait_for()
+        expect(cell.get_by_text("To stop, press the notebook's own stop button")).to_be_visible()
+        expect(cell.get_by_role("button", name="Stop")).to_be_hidden()
+        press_and_check(page, cell, page.locator("[data-command='notebook:interrupt-kernel']"))
+    finally:
+        lab.set("kernels-settings")
+
+
+def test_the_toolbars_stop_does_the_same_where_the_button_works(lab):
+    page = lab.open(TRAINING, AFTERWARDS)
+    cell = run(page, 0)
+    cell.get_by_role("button", name="Stop").wait_for()
+    press_and_check(page, cell, page.locator("[data-command='notebook:interrupt-kernel']"))
+
+
+ATTACK_LAB = """
+import torch, advlib
+from advlib.widgets import attack_lab
+torch.set_num_threads(1)
+test = advlib.load_data(device="cpu")[1]
+nets = {"standard": advlib.digit_net(), "robust": advlib.digit_net()}
+attack_lab(nets, test.x[:10], test.y[:10])
+"""
+
+
+def test_the_attack_lab_answers_to_keyboard_and_buttons(lab):
+    page = lab.open(ATTACK_LAB)
+    cell = run(page, 0)
+    finished(cell, 1)
+    picture = cell.locator("img")
+    clean = picture.get_attribute("src")
+    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    cell.get_by_role("slider").press("ArrowRight")
+    expect(picture).to_have_attribute("alt", re.compile(r"Step 0 of 20, eps 0\.11\."))
+    attack = cell.get_by_role("button", name="Attack")
+    attack.click()
+    expect(attack).to_be_disabled()
+    expect(cell.get_by_text(re.compile(r"Step 20 of 20, eps 0\.11\."))).to_be_visible()
+    expect(attack).to_be_enabled()
+    attacked = picture.get_attribute("src")
+    assert attacked != clean
+    cell.get_by_role("button", name="Reset").click()
+    expect(cell.get_by_text(re.compile("Step 0 of 20"))).to_be_visible()
+    expect(picture).not_to_have_attribute("src", attacked)
