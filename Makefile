@@ -31,11 +31,14 @@ book: $(STAMP) ## execute the chapters and build the site, into _build/html
 	$(BIN)/python book/_ext/check_html.py _build/html
 	@echo "== book: done, open _build/html/index.html"
 
-test: lint ## lint, unit tests, then every chapter's cells
+test: lint ## lint, unit tests, every chapter's cells, then the book and its pages
 	@echo "== test: unit tests"
 	$(BIN)/python -m pytest tests
 	@echo "== test: every code cell of every chapter, through nbval"
 	$(BIN)/python -m pytest book
+	@$(MAKE) --no-print-directory book
+	@echo "== test: the built pages, in Chromium, and what else needs a built book"
+	$(BIN)/python -m pytest tests -m built
 	@echo "== test: passed"
 
 lint: $(STAMP) ## ruff, mypy and spelling
@@ -72,10 +75,12 @@ bench: $(BENCH)/.advlib-installed ## compare with four attack libraries and meas
 	$(BENCH)/bin/python -m benchmarks scaling
 	$(BENCH)/bin/python -m tools.readme_table
 
-chromium: $(STAMP) ## install the browser that the attack lab's tests need
+chromium: $(STAMP) ## install the browser that the tests of pages need
 	@echo "== chromium: from the system's packages if we may, else Playwright's own"
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  apt-get -qq update && apt-get -qq install -y chromium; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get -qq update && apt-get -qq install -y chromium; } || \
+	  $(BIN)/playwright install --with-deps chromium; \
 	else $(BIN)/playwright install chromium; fi
 
 # The setting goes into the environment, not into the reader's own configuration.

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTENSION = ROOT / "book" / "_ext"
@@ -21,6 +22,7 @@ notebooks = importlib.import_module("notebooks")
 plain_inline = importlib.import_module("plain_inline")
 check_html = importlib.import_module("check_html")
 book_ext = importlib.import_module("book_ext")
+pages = importlib.import_module("pages")
 UnknownMyst = plain_inline.UnknownMyst
 
 CHAPTERS = [name for name, number in notebooks.read_toc(ROOT) if number]
@@ -185,8 +187,8 @@ DIRECTIVES = {
         "<details>\n<summary>Solution to Exercise 1.1</summary>\n\nDone.\n\n</details>"
     ),
     "```{glossary}\nrobust\n  Not {math}`x`.\n```": "- **robust**: Not $x$.",
-    "```{quiz} Why\nnot {math}`x`?\n- [ ] Too\n  big.\n\n  No.\n- [x] Odd.\n\n  {ref}`idea`.\n```": (
-        "**Why not $x$?**\n\n- **A.** Too big.\n- **B.** Odd.\n\n<details>\n"
+    "```{quiz} Why\nno {math}`x`?\n- [ ] Too\n  big.\n\n  No.\n- [x] Odd.\n\n  {ref}`idea`.\n```": (
+        "**Why no $x$?**\n\n- **A.** Too big.\n- **B.** Odd.\n\n<details>\n"
         "<summary>Answers</summary>\n\n- **A.** ✗ No.\n- **B.** ✓ Right. The idea.\n\n</details>"
     ),
     "Term\n: its meaning": "**Term**: its meaning",
@@ -462,6 +464,7 @@ def build(root: Path, slug: str | None) -> subprocess.CompletedProcess[str]:
     config["execute"]["execute_notebooks"] = "off"
     config["sphinx"]["local_extensions"]["book_ext"] = str(EXTENSION)
     config["sphinx"]["config"]["html_static_path"] = [str(ROOT / "book" / "_static")]
+    config["sphinx"]["config"]["html_favicon"] = str(ROOT / "book" / "_static" / "icon.svg")
     (root / "_config.yml").write_text(yaml.safe_dump(config))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")}
     if slug:
@@ -485,11 +488,20 @@ def test_colab_buttons_open_notebooks_that_exist(tmp_path: Path) -> None:
     assert set(re.findall(r'href="(https://colab[^"]*)"', page)) == {link}
     assert 'href="../notebooks/01_one.ipynb"' in page
     assert "https://github.com/some/fork/edit/main/book/01_one.md" in page
+    assert 'href="https://github.com/some/fork"' in page
+    assert "https://github.com/some/fork/issues/new" in page
+    listed = re.findall("<loc>(.*?)</loc>", (site / "sitemap.xml").read_text())
+    names = ["01_one", "02_two", "index", "notation"]
+    assert sorted(listed) == [f"https://some.github.io/fork/book/{name}.html" for name in names]
+    lost = (site / "404.html").read_text()
+    assert 'href="/fork/search.html"' in lost
+    assert 'href="/fork/_static/book.css' in lost
     assert "colab" not in (site / "book" / "notation.html").read_text()
     assert check_html.check(site) == []
     installs = nbformat.read(site / "notebooks" / "01_one.ipynb", as_version=4).cells[0].source
     assert "github.com/some/fork@" in installs
 
+    (site / "sitemap.xml").unlink()
     done = build(root, None)  # over the old build: nothing of the fork may stay
     assert done.returncode == 0, done.stdout + done.stderr
     for path in [*site.glob("book/*.html"), *site.glob("notebooks/*")]:
@@ -497,7 +509,37 @@ def test_colab_buttons_open_notebooks_that_exist(tmp_path: Path) -> None:
         assert "some/fork" not in text
         assert "colab.research" not in text
     assert 'href="../notebooks/01_one.ipynb"' in (site / "book" / "01_one.html").read_text()
+    assert not (site / "sitemap.xml").exists()
+    assert 'href="/search.html"' in (site / "404.html").read_text()
     assert check_html.check(site) == []
+
+
+def test_a_shared_link_is_described_by_the_text_and_formulas_are_drawn_here(
+    tmp_path: Path,
+) -> None:
+    one = "# One\n\n```{chapter-badges}\n:cpu: 2\n```\n\nAbout $x$.\n" + ONE.removeprefix("# One\n")
+    root = write_book(tmp_path, one)
+    done = build(root, None)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (root / "_build" / "html" / "book" / "01_one.html").read_text()
+    assert re.search('og:description" content="(.*?) ', page)[1] == "About"
+    assert "Runs in about 2 minutes" in page
+    script = re.search('src="([^"]*mathjax[^"]*)"', page)[1]
+    assert (root / "_build" / "html" / "book" / script).is_file()
+
+
+def test_images_are_sized_and_those_below_the_first_load_lazily(tmp_path: Path) -> None:
+    Image.new("1", (3, 2)).save(tmp_path / "a.png")
+    sources = {"a.png": tmp_path / "a.png", "b.svg": tmp_path / "b.svg"}
+    html = '<img alt="A" src="../_images/a.png" /><p>a.png</p>'
+    sized = 'width="3" height="2" alt="A" src="../_images/a.png" />'
+    by_hand = '<img src="c.png" width="5">'
+    assert pages.mend(html + by_hand + html + '<img src="b.svg"/>', sources) == (
+        f'<img decoding="async" {sized}<p>a.png</p>'
+        '<img decoding="async" loading="lazy" src="c.png" width="5">'
+        f'<img decoding="async" loading="lazy" {sized}<p>a.png</p>'
+        '<img decoding="async" loading="lazy" src="b.svg"/>'
+    )
 
 
 def test_build_fails_on_unknown_myst_and_on_missing_alt_text(tmp_path: Path) -> None:

@@ -7,25 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import chromium
 
 from advlib import Batches, bim, digit_net, fgsm, fit, load_data, predict
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 lab = importlib.import_module("lab")
-sync_api = pytest.importorskip("playwright.sync_api")
-
-
-def find_chromium():
-    """The system's browser, or the one that Playwright has installed; None if there is neither."""
-    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-    with sync_api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-    return next(filter(None, found), own if Path(own).exists() else None)
-
-
-CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make chromium")
+pytestmark = pytest.mark.usefixtures("browser")  # skips before anything is trained
 EPS, STEPS = 0.1, 20
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf8"><title>lab</title>
@@ -85,10 +74,8 @@ def site(nets, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import directives
 from notebooks import find_commit, find_slug, notebook_path, read_book, write_notebooks
+from pages import THEME, mend, not_found
 from plain_inline import UnknownMyst, site_url
 from plain_markdown import running_time
 from sphinx.application import Sphinx
@@ -54,6 +55,7 @@ def configure(app: Sphinx, config: Config) -> None:
     config.nb_execution_cache_path = str(
         Path(app.outdir).parent / ".jupyter_cache" / cache_key(root)
     )
+    config.mathjax_path = "mathjax/startup.js"  # sphinx-mathjax-offline would set a larger one
     # YAML has no tuples, and Sphinx compares with tuples.
     config.nitpick_ignore = [tuple(pair) for pair in config.nitpick_ignore]
     options = config.html_theme_options
@@ -62,7 +64,10 @@ def configure(app: Sphinx, config: Config) -> None:
     options["repository_url"] = f"https://github.com/{slug}" if slug else ""
     options["repository_branch"] = os.environ.get("GITHUB_REF_NAME") or "main"
     config.html_baseurl = config.ogp_site_url = site_url(slug)
-    config.notfound_urls_prefix = re.sub(r"^https://[^/]*", "", site_url(slug)) or None
+    prefix = re.sub(r"^https://[^/]*", "", site_url(slug)) or "/"
+    config.notfound_urls_prefix, config.notfound_context = prefix, not_found(prefix)
+    if slug is None:
+        config.suppress_warnings.append("sitemap.configuration")  # no address, so no sitemap
 
 
 def make_notebooks(app: Sphinx) -> None:
@@ -79,12 +84,17 @@ def make_notebooks(app: Sphinx) -> None:
 
 
 def make_lab(app: Sphinx, env: BuildEnvironment) -> None:
-    """Write the attack lab's networks, once the chapters that train them have run."""
+    """Write the attack lab's networks and the card, once the chapters that train them have run."""
     if app.builder.format != "html" or LAB not in env.found_docs:
         return
-    from lab import networks, write_lab  # imports torch, which other books can do without
+    from card import write_card  # imports torch, as the lab does: other books can do without
+    from lab import networks, write_lab
 
-    write_lab(Path(app.outdir) / "_static" / "lab", networks())
+    nets, folder = networks(), Path(app.outdir) / "_static"
+    write_lab(folder / "lab", nets)
+    write_card(folder / "card.png", nets["standard"])
+    if app.config.book_slug:
+        app.config.ogp_image = "_static/card.png"
 
 
 def add_lab(
@@ -95,6 +105,20 @@ def add_lab(
         app.add_css_file("lab/lab.css")
         for script in ("network.js", "weights.js", "lab.js"):
             app.add_js_file(f"lab/{script}", loading_method="defer")
+
+
+def finish(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Mend the page's HTML, and keep the running time out of what a shared link says of it."""
+    if doctree is None:
+        return
+    images = app.builder.images.items()
+    sources = {name: Path(app.srcdir) / source for source, name in images}
+    context["body"] = mend(context["body"], sources)
+    for line in list(doctree.findall(nodes.paragraph)):
+        if "chapter-badges" in line["classes"]:
+            line.parent.remove(line)
 
 
 def colab_url(slug: str, name: str) -> str:
@@ -184,5 +208,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-updated", make_lab)
     app.connect("html-page-context", set_buttons, priority=600)
     app.connect("html-page-context", add_lab)
+    app.connect("html-page-context", finish, priority=400)  # before sphinxext.opengraph reads it
+    app.add_js_file(None, body=THEME)
     app.connect("doctree-resolved", check_alt_texts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

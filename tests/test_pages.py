@@ -1,0 +1,249 @@
+"""The built book in headless Chromium, as readers get it: every page, in light and in dark."""
+
+import functools
+import http.server
+import importlib
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import chromium, need
+from playwright.sync_api import expect
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = Path(os.environ.get("ADVLIB_SITE", ROOT / "_build" / "html")).resolve()
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+check_html = importlib.import_module("check_html")
+described = importlib.import_module("book_ext").described
+
+pytestmark = pytest.mark.built
+LIMIT = 3_000_000
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+
+# no preload: it would fetch the style sheets again, and one of them from the wrong folder
+AXE = {"resultTypes": ["violations"], "preload": False}
+CONTRAST = AXE | {"runOnly": ["color-contrast"]}  # all that the dark can change
+
+# Everything a reader will load who scrolls to the end, and all formulas in place.
+SETTLE = """async () => {
+  const images = [...document.images];
+  for (const image of images) image.loading = "eager";
+  await Promise.allSettled(images.map((image) => image.decode()));
+  await window.MathJax?.startup.promise;
+  await document.fonts.ready;
+}"""
+IMAGES = """() => [...document.querySelectorAll("article img")].map((image) => ({
+  source: image.getAttribute("src"), alt: image.alt, lazy: image.loading === "lazy",
+  width: Number(image.getAttribute("width")), height: Number(image.getAttribute("height")),
+}))"""
+SHAPES = """() => [...document.querySelectorAll("article img")].map((image) => ({
+  source: image.getAttribute("src"), natural: [image.naturalWidth, image.naturalHeight],
+  given: ["width", "height"].map((side) => Number(image.getAttribute(side))),
+  background: getComputedStyle(image).backgroundColor, filter: getComputedStyle(image).filter,
+}))"""
+FORMULAS = """() => ({
+  written: document.querySelectorAll("article .math").length,
+  drawn: document.querySelectorAll("article .math mjx-container").length,
+  wrong: [...document.querySelectorAll("mjx-merror")].map((e) => e.textContent),
+})"""
+# What sticks out of the page, for a message that names it.
+WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
+  [...document.querySelectorAll("body *")]
+    .filter((e) => e.getBoundingClientRect().right > innerWidth || e.scrollWidth > innerWidth)
+    .map((e) => e.outerHTML.slice(0, 90)).slice(-5)"""
+
+
+def page_names() -> list[str]:
+    paths = sorted(SITE.rglob("*.html"))
+    names = [path.relative_to(SITE).as_posix() for path in paths]
+    # the root is only a redirect to the front page
+    return [name for name in names if not name.startswith("_static/") and name != "index.html"]
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The site's address: served as GitHub Pages does, under its prefix and with its 404 page."""
+    need(SITE.is_dir(), f"needs the built book in {SITE}: make book")
+    lost = (SITE / "404.html").read_text(encoding="utf8")
+    prefix = re.search(r'href="(/(?:[^"]*/)?)_static/', lost)[1]
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        error_message_format = lost.replace("%", "%%")
+
+        def translate_path(self, path):
+            return super().translate_path(path.removeprefix(prefix[:-1]))
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=SITE)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}{prefix}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser(site):
+    with chromium() as browser:
+        yield browser
+
+
+def listen(page, site):
+    """What goes wrong on this page from now on, and the files that it loads."""
+    faults, files = [], set()
+
+    def note(request):
+        if request.url.startswith(site):
+            files.add(unquote(urlsplit(request.url.removeprefix(site)).path))
+        elif not request.url.startswith(("data:", "blob:")):
+            faults.append(f"asks for {request.url}")
+
+    page.on("request", note)
+    page.on("requestfailed", lambda request: faults.append(f"{request.url}: {request.failure}"))
+    page.on("pageerror", lambda error: faults.append(f"script fails: {error}"))
+    page.on("response", lambda r: r.ok or faults.append(f"{r.url}: {r.status}"))
+    page.on("console", lambda m: m.type == "error" and faults.append(f"console: {m.text}"))
+    return faults, files
+
+
+def audit(page, options):
+    """axe's serious and critical findings, one line per element."""
+    return [
+        f"{fault['id']}: {node['target']} {node['html'][:120]} {node['failureSummary'][-200:]}"
+        for fault in Axe().run(page, options=options).response["violations"]
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
+def visit(page, site, name):
+    """Load a page, look at it in light and in dark and on a phone, and say what was found."""
+    found = {}
+    found["faults"], files = listen(page, site)
+    page.goto(site + name)
+    found["images"] = page.evaluate(IMAGES)
+    page.evaluate(SETTLE)
+    found["formulas"] = page.evaluate(FORMULAS)
+    found["light"] = audit(page, AXE)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    found["shapes"] = page.evaluate(SHAPES)
+    found["dark"] = audit(page, CONTRAST)
+    page.set_viewport_size(PHONE)
+    found["wide"] = page.evaluate(WIDE)
+    paths = [SITE / file for file in files]  # a missing one is among the faults
+    found["weight"] = sum(path.stat().st_size for path in paths if path.is_file())
+    return found
+
+
+@pytest.fixture(scope="module")
+def visits(site, browser):
+    """Every page, visited once."""
+    found = {}
+    for name in page_names():
+        page = browser.new_page(viewport=DESK, color_scheme="light", reduced_motion="reduce")
+        found[name] = visit(page, site, name)
+        page.close()
+    return found
+
+
+def faultless(visits, key):
+    faults = [f"{name}: {fault}" for name, found in visits.items() for fault in found[key]]
+    assert not faults, "\n".join(faults)
+
+
+def test_every_page_loads_without_a_fault_and_from_this_site_alone(visits):
+    assert len(visits) > 15
+    faultless(visits, "faults")
+
+
+def test_links_lead_somewhere():
+    need(SITE.is_dir(), f"needs the built book in {SITE}: make book")
+    assert check_html.check(SITE) == []
+
+
+def test_no_page_scrolls_sideways_on_a_phone(visits):
+    faultless(visits, "wide")
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_axe_finds_nothing_serious(mode, visits):
+    faultless(visits, mode)
+
+
+def test_images_are_described_and_sized_and_load_when_needed(visits):
+    faults = []
+    for name, found in visits.items():
+        for i, image in enumerate(found["images"]):
+            good = described(image["alt"]) and image["width"] and image["height"]
+            if not good or image["lazy"] != (i > 0):
+                faults.append(f"{name}: {image}")
+    assert sum(len(found["images"]) for found in visits.values()) > 20
+    assert not faults, "\n".join(faults)
+
+
+def test_images_keep_their_shape_and_are_legible_in_the_dark(visits):
+    faults = []
+    for name, found in visits.items():
+        for image in found["shapes"]:
+            (width, height), (w, h) = image["natural"], image["given"]
+            legible = (image["background"], image["filter"]) == ("rgb(255, 255, 255)", "none")
+            if not legible or abs(width * h - height * w) > width + height:
+                faults.append(f"{name}: {image}")
+    assert not faults, "\n".join(faults)
+
+
+def test_formulas_are_drawn(visits):
+    formulas = {name: found["formulas"] for name, found in visits.items()}
+    assert sum(f["written"] for f in formulas.values()) > 50
+    assert {n: f for n, f in formulas.items() if f["wrong"] or f["drawn"] < f["written"]} == {}
+
+
+def test_pages_are_light(visits):
+    weights = {name: found["weight"] for name, found in visits.items()}
+    for name, weight in weights.items():
+        print(f"{weight / 1e6:5.2f} MB  {name}")
+    assert {name: weight for name, weight in weights.items() if weight > LIMIT} == {}
+
+
+def test_a_quiz_answers_at_once_by_mouse_and_by_keyboard(site, browser):
+    page = browser.new_page()
+    page.goto(f"{site}book/04_bim_attack.html")
+    quiz = page.locator(".quiz").first
+    wrong, right = quiz.locator("details.wrong").first, quiz.locator("details.right")
+    expect(quiz.get_by_text("✗ Not this one.").first).to_be_hidden()
+    wrong.locator("summary").click()
+    expect(wrong.get_by_text("✗ Not this one.")).to_be_visible()
+    right.locator("summary").press("Enter")
+    expect(right.get_by_text("✓ Right.")).to_be_visible()
+    expect(wrong.get_by_text("✗ Not this one.")).to_be_hidden()  # one answer at a time
+    page.close()
+
+
+def test_search_finds_a_word(site, browser):
+    page = browser.new_page()
+    page.goto(f"{site}search.html?q=projection")
+    page.locator("#search-results a[href*='book/04_bim_attack.html']").first.wait_for()
+    page.close()
+
+
+def test_an_address_that_is_not_there_leads_back(site, browser):
+    page = browser.new_page()
+    faults, files = listen(page, site)
+    lost = "book/no/such/page.html"
+    assert page.goto(site + lost).status == 404
+    page.evaluate(SETTLE)
+    assert [fault for fault in faults if lost not in fault and "status of 404" not in fault] == []
+    assert "_static/book.css" in files
+    for link in page.locator("article a:not(.headerlink)").all():
+        assert page.request.get(page.evaluate("a => a.href", link.element_handle())).ok
+    page.close()
