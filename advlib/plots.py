@@ -314,7 +314,8 @@ def targeted_grid(x: Tensor, reached: Tensor) -> "Figure":
     rows = x.detach().cpu().float().view(side, side, height, width)
     mosaic = rows.permute(0, 2, 1, 3).reshape(side * height, side * width)
     figure, axis = _single(figsize=(6.5, 6.5))
-    axis.imshow(mosaic.numpy(), cmap="gray", vmin=0, vmax=1, extent=(-0.5, side - 0.5) * 2)
+    extent = (-0.5, side - 0.5) * 2
+    axis.imshow(mosaic.numpy(), cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
     missed = ~reached.cpu().view(side, side)
     down, across = missed.fill_diagonal_(False).nonzero().unbind(1)
     axis.scatter(across, side - 1 - down, s=500, marker="x", c=ORANGE, linewidths=2.5)

@@ -133,6 +133,8 @@ def read_quiz(arg: str, body: str) -> tuple[str, list[Option]]:
         words, _, feedback = (" ".join(part.split()) for part in item.partition("\n\n"))
         if not words or not feedback:
             raise ValueError(f"quiz {question!r}: an option lacks its words or its feedback")
+        if re.search(r"\{(?!math)[\w:]+\}`|\]\(", words):
+            raise ValueError(f"quiz {question!r}: an option is a button and can't hold a link")
         options.append((mark == "x", words, feedback))
     if not question or len(options) < 2 or sum(right for right, *_ in options) != 1:
         raise ValueError(f"quiz {question!r}: needs a question, two options, one of them right")

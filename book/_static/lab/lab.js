@@ -28,7 +28,7 @@
       width: SIDE,
       height: SIDE,
       className: "lab-image",
-      role: "img",
+      role: label ? "img" : "presentation", // a button's picture needs no second name
       "aria-label": label,
     });
 
