@@ -2,6 +2,8 @@
 
 import importlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -80,7 +82,8 @@ def read_course(folder: Path, chapter: str = ONE):
     for name, text in {
         "_toc.yml": PLAIN_TOC,
         "book/index.md": "# The book\n",
-        "book/index_two.md": "# Two\n",
+        "book/index_two.md": HEADER
+        + "# A page that runs and has no number\n\n```{code-cell}\n1\n```\n",
         "book/01_one.md": HEADER + chapter,
     }.items():
         path = folder / name
@@ -163,6 +166,16 @@ def test_an_exercise_without_its_test_is_refused_by_number(tmp_path: Path) -> No
     chapter = ONE.replace(":tags: [hidden-test]\nassert double", "assert double")
     with pytest.raises(ValueError, match=r"book/01_one: exercise 1\.2 needs"):
         coursework.assignment("book/01_one", read_course(tmp_path, chapter))
+
+
+def test_the_command_writes_an_assignment_for_every_chapter(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "book" / "_ext" / "coursework.py", tmp_path / "course"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    names = [name.rsplit("/", 1)[-1] for name in CHAPTERS]
+    for edition in ("source", "release"):
+        made = sorted(path.name for path in (tmp_path / "course" / edition).glob("*/*.ipynb"))
+        assert made == [f"{name}.ipynb" for name in names]
 
 
 @pytest.mark.built

@@ -87,6 +87,11 @@ def assignment(name: str, book: Book) -> Any:
     return nb
 
 
+def chapters(book: Book) -> list[str]:
+    """The pages with exercises: the numbered ones that run."""
+    return [name for name in book.chapters if name in book.numbers]
+
+
 def write_course(book: Book, folder: Path) -> NbGraderAPI:
     """Write both editions of every assignment into the course `folder`; returns its nbgrader."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +100,7 @@ def write_course(book: Book, folder: Path) -> NbGraderAPI:
     if not (settings := folder / "nbgrader_config.py").exists():
         settings.write_text(SETTINGS, encoding="utf8")
     grader = NbGraderAPI(config=Config({"CourseDirectory": {"root": str(folder.resolve())}}))
-    for name in book.chapters:
+    for name in chapters(book):
         short = name.rsplit("/", 1)[-1]
         path = folder / "source" / short / f"{short}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +114,8 @@ def write_course(book: Book, folder: Path) -> NbGraderAPI:
 def main() -> int:
     """Write the course, and say where each edition is."""
     root, folder = Path(__file__).parents[2], Path(sys.argv[1])
-    book = read_book(root, find_slug(root, {}), find_commit(root, {}))
+    environment = dict(os.environ)
+    book = read_book(root, find_slug(root, environment), find_commit(root, environment))
     write_course(book, folder)
     print(
         f"{len(book.chapters)} assignments: {folder}/source (yours), {folder}/release (students')"
