@@ -34,7 +34,7 @@ raise RuntimeError("not for the assignment")
 ```{exercise-start} ★★ Root
 :label: ex-root
 ```
-Call the square root of `seven` $r$, in code `root`. See {ref}`the idea <ex-root>`.
+Call the square root of `seven` $r$, in code `root`. See {ref}`the idea <ex-root>` and [two](index_two.md).
 ```{exercise-end}
 ```
 
@@ -126,6 +126,10 @@ def test_the_students_edition_has_neither_solutions_nor_tests(course) -> None:
     assert "raise NotImplementedError" in text
     assert "seven = 7" in text
     assert "$r$" in text
+    assert "index_two.html" in text  # the chapters' own notebooks are not beside it
+    free = {"exercise-1-1", "exercise-1-2"}
+    notes = [cell.metadata.nbgrader for cell in release if cell.cell_type == "code"]
+    assert {note.grade_id for note in notes if not note.locked} == free
     for secret in ("math.sqrt", "2 * x", "assert", "because", "BEGIN", "not for the assignment"):
         assert secret not in text
     assert "math.sqrt" in "\n".join(cell.source for cell in source)
