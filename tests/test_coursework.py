@@ -34,7 +34,8 @@ raise RuntimeError("not for the assignment")
 ```{exercise-start} ★★ Root
 :label: ex-root
 ```
-Call the square root of `seven` $r$, in code `root`. See {ref}`the idea <ex-root>` and [two](index_two.md).
+Call the square root of `seven` $r$, in code `root`.
+See {ref}`the idea <ex-root>` and [two](index_two.md).
 ```{exercise-end}
 ```
 
