@@ -233,6 +233,7 @@ def test_directive_becomes_plain(myst: str, tmp_path: Path) -> None:
         "```{quiz} None right?\n- [ ] No.\n\n  No.\n- [ ] No.\n\n  No.\n```",
         "```{quiz} Two right?\n- [x] No.\n\n  No.\n- [x] No.\n\n  No.\n```",
         "```{quiz} No feedback?\n- [x] No.\n- [ ] No.\n\n  No.\n```",
+        "```{quiz} Backticks in `the` first line?\n- [x] No.\n\n  No.\n- [ ] No.\n\n  No.\n```",
         "```{quiz} A link in a button?\n- [x] {ref}`idea`\n\n  No.\n- [ ] No.\n\n  No.\n```",
         "```{quiz}\n- [x] No question.\n\n  No.\n- [ ] No.\n\n  No.\n```",
     ],

@@ -265,6 +265,8 @@ def convert(text: str, page: Page) -> str:
                 block = "\n".join([marks + info, *body, marks])
             out += ["", *(indent + part for part in block.split("\n")), ""]
             i = end
+        elif re.match(r"\s*`{3,}\{", line):
+            page.unknown(f"'{line.strip()}', whose backticks keep it from being a directive,")
         elif line.lstrip().startswith("$$") or re.match(r"\s*\\begin\{", line):
             flush()
             end, block = equation(lines, i, page)
