@@ -1,6 +1,7 @@
 """The assignments made of the exercises, graded by nbgrader itself."""
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from test_book import CHAPTERS, HEADER, ROOT, TOC
 coursework = importlib.import_module("coursework")
 notebooks = importlib.import_module("notebooks")
 
+READERS_CACHE = os.environ.get("ADVLIB_CACHE")  # before a fixture hides it
 ONE = """\
 # One
 
@@ -177,6 +179,7 @@ def test_the_command_writes_an_assignment_for_every_chapter(tmp_path: Path) -> N
     command = [sys.executable, ROOT / "book" / "_ext" / "coursework.py", tmp_path / "course"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{len(CHAPTERS)} assignments")
     names = [name.rsplit("/", 1)[-1] for name in CHAPTERS]
     for edition in ("source", "release"):
         made = sorted(path.name for path in (tmp_path / "course" / edition).glob("*/*.ipynb"))
@@ -189,6 +192,8 @@ def test_solutions_of_a_chapter_get_full_marks_and_nothing_gets_none(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ADVLIB_CACHE")  # the networks that the chapters have trained
+    if READERS_CACHE:
+        monkeypatch.setenv("ADVLIB_CACHE", READERS_CACHE)
     monkeypatch.setenv("ADVLIB_MONITOR", "static")
     book = notebooks.read_book(ROOT)
     book.chapters = [name]

@@ -11,6 +11,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 OPEN_ALL = """
+for (const image of document.images) image.loading = "eager";
 for (const fold of document.querySelectorAll("details")) {
   fold.removeAttribute("name");
   fold.open = true;
@@ -18,6 +19,7 @@ for (const fold of document.querySelectorAll("details")) {
 for (const fold of document.querySelectorAll(".toggle-hidden")) {
   fold.classList.remove("toggle-hidden");
 }
+await Promise.all([...document.images].map((image) => image.decode()));
 """
 PAGE_NUMBER = """<div style="font: 8pt sans-serif; width: 100%; text-align: center">
 <span class="pageNumber"></span></div>"""
@@ -34,7 +36,7 @@ def print_book(site: Path, pdf: Path) -> None:
         page = browser.new_page()
         page.goto(page_file.resolve().as_uri())
         page.evaluate("MathJax.startup.promise")
-        page.evaluate(OPEN_ALL)
+        page.evaluate(f"async () => {{ {OPEN_ALL} }}")
         page.emulate_media(media="print", color_scheme="light")
         page.pdf(
             path=pdf,

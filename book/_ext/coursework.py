@@ -34,11 +34,12 @@ INTRODUCTION = """\
 These are the exercises of chapter {number}. First come the definitions they build on: run them, and leave them as they
 are. Write each answer where it says *your code here*, under the names that the exercise asks for. What you define is
 graded, not what you print."""  # noqa: E501 (a paragraph may be long)
-SETTINGS = """\
+TIMEOUT = 900  # seconds a cell may take: some exercises train a network
+SETTINGS = f"""\
 # nbgrader reads this file. `make coursework` writes it once; then it is yours.
 c = get_config()  # noqa: F821
 c.CourseDirectory.course_id = "advlib"
-c.Execute.timeout = 900  # seconds a cell may take: some exercises train a network
+c.Execute.timeout = {TIMEOUT}  # seconds a cell may take: some exercises train a network
 """
 
 
@@ -97,9 +98,10 @@ def write_course(book: Book, folder: Path) -> NbGraderAPI:
     folder.mkdir(parents=True, exist_ok=True)
     # nbgrader looks for its database tool on the PATH, also where its environment isn't activated
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    if not (settings := folder / "nbgrader_config.py").exists():
-        settings.write_text(SETTINGS, encoding="utf8")
-    grader = NbGraderAPI(config=Config({"CourseDirectory": {"root": str(folder.resolve())}}))
+    if not (config := folder / "nbgrader_config.py").exists():
+        config.write_text(SETTINGS, encoding="utf8")
+    settings = {"CourseDirectory": {"root": str(folder.resolve())}, "Execute": {"timeout": TIMEOUT}}
+    grader = NbGraderAPI(config=Config(settings))
     for name in chapters(book):
         short = name.rsplit("/", 1)[-1]
         path = folder / "source" / short / f"{short}.ipynb"
@@ -117,9 +119,8 @@ def main() -> int:
     environment = dict(os.environ)
     book = read_book(root, find_slug(root, environment), find_commit(root, environment))
     write_course(book, folder)
-    print(
-        f"{len(book.chapters)} assignments: {folder}/source (yours), {folder}/release (students')"
-    )
+    count = len(chapters(book))
+    print(f"{count} assignments: {folder}/source (yours), {folder}/release (students')")
     return 0
 
 

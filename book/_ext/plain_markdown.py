@@ -136,8 +136,10 @@ def read_quiz(arg: str, body: str) -> tuple[str, list[Option]]:
         if re.search(r"\{(?!math)[\w:]+\}`|\]\(", words):
             raise ValueError(f"quiz {question!r}: an option is a button and can't hold a link")
         options.append((mark == "x", words, feedback))
-    if not question or len(options) < 2 or sum(right for right, *_ in options) != 1:
-        raise ValueError(f"quiz {question!r}: needs a question, two options, one of them right")
+    if not question or not 2 <= len(options) <= 6 or sum(right for right, *_ in options) != 1:
+        raise ValueError(
+            f"quiz {question!r}: needs a question, two to six options, one of them right"
+        )
     return question, options
 
 
