@@ -28,8 +28,11 @@ MARGIN = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 
 def print_book(site: Path, pdf: Path) -> None:
     """Print the page that Sphinx's singlehtml builder wrote under `site`."""
-    # Its links to styles and pictures count from the top, but it is written beside its source.
-    page_file = Path(shutil.copy(site / "book" / "index.html", site / "print.html"))
+    # Its links to styles and pictures count from the top, but it is written beside its source;
+    # links that the pages wrote themselves, as HTML, count from there.
+    html = (site / "book" / "index.html").read_text(encoding="utf-8")
+    page_file = site / "print.html"
+    page_file.write_text(html.replace('src="../', 'src="'), encoding="utf-8")
     system = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
