@@ -12,10 +12,10 @@ from advlib.attacks import (
 )
 from advlib.data import Batches, Images, load_data
 from advlib.evaluation import accuracy, correct, predict, robust_accuracy, wilson_interval
-from advlib.models import Normalize, digit_net
+from advlib.models import Normalize, digit_net, preact_resnet18
 from advlib.report import Report, robustness_report
 from advlib.runtime import evaluation_mode, pick_device, seed_everything
-from advlib.training import History, cyclic, fit
+from advlib.training import History, cyclic, fit, load_checkpoint
 from advlib.verification import Verification, output_bounds, verify
 
 __version__ = "0.1.0"
@@ -38,11 +38,13 @@ __all__ = [
     "fgsm",
     "fit",
     "input_gradient",
+    "load_checkpoint",
     "load_data",
     "n_fgsm",
     "output_bounds",
     "pgd",
     "pick_device",
+    "preact_resnet18",
     "predict",
     "robust_accuracy",
     "robustness_report",

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from advlib.runtime import check_count, check_images, check_labels, pick_device
+from advlib.runtime import check_count, check_images, check_labels, pick_device, uniform
 
 DIGITS_SHA256 = "6b971eb6a84e7d9d612b2f0c36d5f8a3045ef6043bb9d74732fd65f7829f1e2e"
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -99,17 +100,52 @@ class Batches:
         """Return the number of batches in one pass."""
         return -(-len(self.x) // self.batch_size)
 
+    def order(self) -> list[Tensor]:
+        """Return the row numbers of each batch of one pass, int64; drawn anew with `shuffle`."""
+        if self.shuffle:
+            device = self.generator.device
+            rows = torch.randperm(len(self.x), generator=self.generator, device=device)
+        else:
+            rows = torch.arange(len(self.x))
+        return list(rows.to(self.x.device).split(self.batch_size))
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of one pass."""
-        if not self.shuffle:
+        if self.shuffle:
+            for rows in self.order():
+                yield self.x[rows], self.y[rows]
+        else:  # views, not copies
             yield from zip(
                 self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True
             )
-            return
-        device = self.generator.device
-        order = torch.randperm(len(self.x), generator=self.generator, device=device)
-        for rows in order.to(self.x.device).split(self.batch_size):
-            yield self.x[rows], self.y[rows]
+
+
+def shifted(x: Tensor, *, most: int = 4, generator: torch.Generator | None = None) -> Tensor:
+    """Move each image by up to `most` pixels each way, and mirror every other one, at random.
+
+    What an image leaves behind is black. It is how CIFAR-10 is usually augmented; digits should
+    not be mirrored.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, shape or range.
+    """
+    check_images(x)
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
+    check_count("most", most, minimum=0)
+    down, across, side = uniform(x[:, 0, 0, :1].expand(-1, 3), generator).unbind(1)
+    n, _, height, width = x.shape
+
+    def places(length: int, move: Tensor) -> Tensor:
+        first = ((move + 1) / 2 * (2 * most + 1)).long().clamp(max=2 * most)
+        return first.unsqueeze(1) + torch.arange(length, device=x.device)
+
+    columns = places(width, across)
+    columns = torch.where(side.unsqueeze(1) < 0, columns.flip(1), columns)
+    padded = F.pad(x, [most] * 4).permute(0, 2, 3, 1)
+    image = torch.arange(n, device=x.device).view(-1, 1, 1)
+    moved = padded[image, places(height, down).unsqueeze(2), columns.unsqueeze(1)]
+    return moved.permute(0, 3, 1, 2)
 
 
 class _Raw(NamedTuple):

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,15 +64,66 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw from [-1, 1), in the shape, type and device of `like`.
+_part: tuple[int, int, int] | None = None
+
+
+@contextmanager
+def part_of_batch(first: int, count: int, total: int) -> Iterator[None]:
+    """Draw within this context what images `first` and after get in a batch of `total`.
+
+    Each image then has random numbers of its own, which do not depend on how a batch is shared
+    among processes.
+    """
+    global _part
+    before, _part = _part, (first, count, total)
+    try:
+        yield
+    finally:
+        _part = before
+
+
+def draw(numbers: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw by torch.rand or torch.randn, in the shape, type and device of `like`.
 
     The numbers are drawn on the generator's device: a CPU generator gives the same noise on
     every machine.
     """
     source = source_of(generator)
-    noise = torch.rand(like.shape, generator=source, dtype=like.dtype, device=source.device)
-    return noise.to(like.device).mul_(2).sub_(1)
+    device = source.device
+    if _part is None:
+        noise = numbers(like.shape, generator=source, dtype=like.dtype, device=device)
+        return noise.to(like.device)
+    first, count, total = _part
+    if len(like) != count:
+        raise ValueError("attack must draw for all images of a batch at once: give it one restart")
+    seeds = torch.randint(2**63 - 1, (total,), generator=source, device=device)
+    own, rows = torch.Generator(device), torch.empty_like(like, device=device)
+    for row, seed in zip(rows, seeds[first:].tolist(), strict=False):
+        row.copy_(
+            numbers(row.shape, generator=own.manual_seed(seed), dtype=like.dtype, device=device)
+        )
+    return rows.to(like.device)
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw from [-1, 1), as `draw` does."""
+    return draw(torch.rand, like, generator).mul_(2).sub_(1)
+
+
+def generators_in(*functions: Any) -> list[torch.Generator]:
+    """The generators that functions draw from: those in `functools.partial`s, and the shared ones.
+
+    Shared are advlib's own and torch's global ones.
+    """
+    found = [default_generator, torch.default_generator, *torch.cuda.default_generators]
+    todo = list(functions)
+    while todo:
+        value = todo.pop()
+        if isinstance(value, torch.Generator):
+            found.append(value)
+        elif isinstance(value, partial):
+            todo += [value.func, *value.args, *value.keywords.values()]
+    return list({id(generator): generator for generator in found}.values())
 
 
 def source_of(generator: Any) -> torch.Generator:
@@ -82,6 +134,14 @@ def source_of(generator: Any) -> torch.Generator:
         given = type(generator).__name__
         raise TypeError(f"generator must be a torch.Generator or None, got {given}")
     return generator
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch could not allocate memory, on whatever device."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    )
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
@@ -164,9 +224,9 @@ def check_logits(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
     try:
         with torch.no_grad():
             logits = model(x[:1])
-    except torch.cuda.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError) as error:  # another size, type or device than the weights'
+        if is_out_of_memory(error):
+            raise
         given = f"{tuple(x.shape)}, {x.dtype}, on {x.device}"
         raise ValueError(f"x must be images the model takes, got {given}: {error}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:

@@ -12,6 +12,7 @@ from torch import nn
 
 from advlib import Batches, Normalize, accuracy, bim, digit_net, engine, fgsm, fit, pgd, square
 from advlib.engine import graphs, local, passes
+from advlib.runtime import is_out_of_memory
 
 DOUBLE = torch.float64
 exact = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-14)
@@ -134,16 +135,17 @@ def test_grey_images_in_front_of_three_means_get_a_grey_gradient():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_backward_adds_the_gradients_of_the_mean_loss(name):
+def test_mean_loss_adds_its_gradients_to_those_of_the_weights(name):
     model, (x, y) = build(name), pictures()
     fast = []
     for _ in range(2):  # the second is added to the first
-        fast.append(engine.backward(model, x, y))
+        fast.append(engine.mean_loss(model, x, y))
+        fast[-1].backward()
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     loss = F.cross_entropy(model(x), y)
     loss.backward()
-    exact(torch.stack(fast), loss.detach().expand(2))
+    exact(torch.stack(fast).detach(), loss.detach().expand(2))
     for grad, parameter in zip(found, model.parameters(), strict=True):
         exact(grad, 2 * parameter.grad)
 
@@ -160,7 +162,7 @@ def test_gradients_are_the_same_where_a_whole_window_ties_or_is_cut_by_relu():
 def test_frozen_parameters_get_no_gradient():
     model, (x, y) = net(), digits(3)
     model.conv1.weight.requires_grad_(False)
-    engine.backward(model, x, y)
+    engine.mean_loss(model, x, y).backward()
     assert [p.grad is None for p in model.parameters()] == [True] + [False] * 5
 
 
@@ -168,11 +170,12 @@ def test_frozen_parameters_get_no_gradient():
 
 
 def test_large_batches_are_worked_through_in_blocks_of_equal_size():
-    sizes = [engine._blocks(torch.zeros(n, 1, 28, 28)) for n in (1, 51, 52, 100, 5000)]
+    model = net()
+    sizes = [engine._blocks(model, torch.zeros(n, 1, 28, 28)) for n in (1, 51, 52, 100, 5000)]
     assert sizes == [1, 1, 2, 2, 99]
-    assert engine._blocks(torch.zeros(40, 3, 224, 224)) == 3
+    assert engine._blocks(model, torch.zeros(40, 3, 224, 224)) == 3
     with engine.off():
-        assert engine._blocks(torch.zeros(5000, 1, 28, 28)) == 1
+        assert engine._blocks(model, torch.zeros(5000, 1, 28, 28)) == 1
 
 
 @given(n=st.integers(1, 120))
@@ -209,8 +212,71 @@ def test_training_never_cuts_a_batch_that_autograd_differentiates():
             seen.append(len(x))
             return super().forward(x.flatten(1))
 
-    engine.backward(Wide(10800, 3), torch.rand(40, 3, 60, 60), labels(40))
+    engine.mean_loss(Wide(10800, 3), torch.rand(40, 3, 60, 60), labels(40)).backward()
     assert seen == [40]
+
+
+# Out of memory
+
+
+class Narrow(nn.Module):
+    """Works like `model` for up to `most` images; for more it runs out of memory."""
+
+    def __init__(self, model, most, error=torch.cuda.OutOfMemoryError("CUDA out of memory")):
+        super().__init__()
+        self.model, self.most, self.error, self.seen = model, most, error, []
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        if len(x) > self.most:
+            raise self.error
+        return self.model(x)
+
+
+@pytest.mark.parametrize("most", [1, 5, 30])
+def test_a_block_that_does_not_fit_is_halved_and_that_is_said_once(most):
+    model, (x, y) = net(), digits(40)
+    narrow = Narrow(model, most)
+    with pytest.warns(UserWarning, match="out of memory: went on with") as said:
+        found = engine.logits_and_gradient(narrow, x, y)
+        again = engine.logits(narrow, x)
+    assert len(said) == 1
+    assert max(narrow.seen[-40 // most :]) <= most  # what did not fit is not tried again
+    for part, wanted in zip(found, engine.logits_and_gradient(model, x, y), strict=True):
+        exact(part, wanted)
+    exact(again, found[0])
+
+
+def test_attack_and_accuracy_go_on_when_memory_runs_out():
+    model, (x, y) = net(), digits(40)
+    attack = partial(bim, eps=0.1, alpha=0.05, steps=3)
+    expected = attack(model, x, y)
+    with pytest.warns(UserWarning, match="out of memory"):
+        exact(attack(Narrow(model, 7), x, y), expected)
+    with pytest.warns(UserWarning, match="out of memory"):
+        found = accuracy(Narrow(model, 7), Batches(x, y, batch_size=40), attack=attack)
+    assert found == accuracy(model, Batches(x, y, batch_size=40), attack=attack)
+
+
+def test_a_single_image_that_does_not_fit_is_an_error():
+    x, y = digits(4)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        engine.gradient(Narrow(net(), 0), x, y)
+
+
+def test_other_errors_of_a_model_are_raised_at_once():
+    x, _ = digits(40)
+    model = Narrow(net(), 1, RuntimeError("no such layer"))
+    with pytest.raises(RuntimeError, match="no such layer"):
+        engine.logits(model, x)
+    assert len(model.seen) == 1
+
+
+def test_what_the_cpu_can_not_allocate_is_out_of_memory_too():
+    """The allocator's own error, so that a change of its words is noticed."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(raised.value)
 
 
 # Attacks, evaluation and training through both
@@ -313,7 +379,7 @@ def test_hooks_are_called():
         assert is_written_out(model, x)
         handle = register(lambda *given: seen.append(1))
         assert not is_written_out(model, x)
-        engine.backward(model, x, y)
+        engine.mean_loss(model, x, y).backward()
         assert seen.pop() == 1
         handle.remove()
 
@@ -341,22 +407,22 @@ def test_weights_are_taken_as_they_are_at_each_call():
 
 
 def test_off_ends_with_its_block_also_after_an_error():
-    x = torch.zeros(5000, 1, 28, 28)
+    model, x = net(), torch.zeros(5000, 1, 28, 28)
     with pytest.raises(KeyError), engine.off():
         raise KeyError
-    assert engine._blocks(x) == 99
+    assert engine._blocks(model, x) == 99
     with engine.off(), engine.off():
         pass
-    assert engine._blocks(x) == 99
+    assert engine._blocks(model, x) == 99
 
 
 def test_lower_precision_changes_gradients_and_nothing_else():
     model, (x, y) = net(torch.float32), digits(8, torch.float32)
     scores, gradient = engine.logits_and_gradient(model, x, y)
-    loss = engine.backward(model, x, y)
+    loss = engine.mean_loss(model, x, y)
     with engine.gradients_in(torch.bfloat16):
         found, rough = engine.logits_and_gradient(model, x, y)
-        assert torch.equal(engine.backward(model, x, y), loss)
+        assert torch.equal(engine.mean_loss(model, x, y), loss)
     assert torch.equal(found, scores)
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, gradient)

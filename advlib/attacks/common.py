@@ -15,8 +15,8 @@ from advlib.runtime import (
     check_logits,
     check_model,
     check_number,
+    draw,
     evaluation_mode,
-    source_of,
     uniform,
 )
 
@@ -53,14 +53,8 @@ def _unit(gradient: Tensor) -> Tensor:
     return gradient / lengths(gradient)
 
 
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    source = source_of(generator)
-    noise = torch.randn(like.shape, generator=source, dtype=like.dtype, device=source.device)
-    return noise.to(like.device)
-
-
 def _from_round_ball(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    direction = _normal(like, generator)
+    direction = draw(torch.randn, like, generator)
     radius = uniform(like.flatten(1)[:, :1], generator).abs() ** (1 / like[0].numel())
     return direction / lengths(direction) * radius.view(-1, *[1] * (like.ndim - 1))
 

@@ -1,7 +1,7 @@
 """All that makes attacks and training fast, in one place.
 
 The rest of advlib asks what the logits are, how the loss changes with the pixels, and how it
-changes with the weights: `logits`, `gradient` and `logits_and_gradient`, `backward`. Autograd
+changes with the weights: `logits`, `gradient` and `logits_and_gradient`, `mean_loss`. Autograd
 answers for any module. For a plain `nn.Sequential` of convolutions, max-pooling, ReLU and linear
 layers the pass forward and the pass back are written out in `engine.passes`. Time is won by this:
 
@@ -13,25 +13,36 @@ layers the pass forward and the pass back are written out in `engine.passes`. Ti
 - on CUDA the passes are recorded as a graph, once, and replayed (`engine.graphs`).
 
 `off()` switches all of it off: results are the same up to rounding, only slower. Freed memory is
-also kept for the next step instead of going back to the system, from the import on. Images must be
+also kept for the next step instead of going back to the system, from the import on. Where a block
+does not fit into memory, it is halved until it does; a warning says so once. Images must be
 independent of each other in evaluation mode, as in any network that normalises by fixed statistics.
 """
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from advlib.engine.graphs import replayed
 from advlib.engine.local import Nearby
 from advlib.engine.passes import Loss, Passes, written_out
+from advlib.runtime import is_out_of_memory
+
+Found = TypeVar("Found")
 
 # Input values in a block: 51 digits keep a CPU's cache warm, 2,551 fill a GPU in about a gigabyte.
 _BLOCK_VALUES = {"cpu": 40_000, "cuda": 2_000_000}
 _SMALLEST_BLOCK = 16
+
+# input values in a block of these models, where the usual number did not fit into memory
+_fitting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 _enabled = True
 _precision: torch.dtype | None = None
@@ -77,9 +88,13 @@ def gradients_in(dtype: torch.dtype) -> Iterator[None]:
 def logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (n, classes) of images `x`, without gradients."""
     passes = _passes(model, x)
+    run = model if passes is None else passes.forward
+
+    def in_blocks(blocks: int) -> Tensor:
+        return _joined([run(part) for part in x.tensor_split(blocks)])
+
     with torch.no_grad():
-        run = model if passes is None else passes.forward
-        return _joined([run(part) for part in x.tensor_split(_blocks(x))])
+        return _fitted(model, x, in_blocks)
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -109,43 +124,62 @@ def nearby(model: nn.Module, x: Tensor) -> Nearby:
     return Nearby(x, partial(logits, model), passes)
 
 
-def backward(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Add the weights' gradients of the mean cross-entropy to their `grad`; return that mean.
+def mean_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy, a scalar whose `backward` gives the weights their gradients.
 
-    It does what `F.cross_entropy(model(x), y).backward()` does.
+    It is what `F.cross_entropy(model(x), y)` is, but can be differentiated once only.
     """
     passes = _passes(model, x)
     if passes is None:
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss.detach()
-    mean = x.new_zeros(())
-    blocks = _blocks(x)
-    for part, labels in zip(x.tensor_split(blocks), y.tensor_split(blocks), strict=True):
-        share = len(part) / len(x)
-        loss, *grads = replayed(model, passes, "weights", part, labels)
-        mean.add_(loss, alpha=share)
-        for parameter, grad in zip(passes.parameters, grads, strict=True):
-            if parameter.grad is None:
-                parameter.grad = grad.mul_(share)
-            else:
-                parameter.grad.add_(grad, alpha=share)
-    return mean
+        return F.cross_entropy(model(x), y)
+    return _MeanLoss.apply(model, passes, x, y, *passes.parameters)
+
+
+class _MeanLoss(torch.autograd.Function):
+    """A written-out pass back as a step of autograd, and so of DistributedDataParallel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, model: nn.Module, passes: Passes, x: Tensor, y: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        def in_blocks(blocks: int) -> list[Tensor]:
+            total: list[Tensor] = []
+            for part, labels in zip(x.tensor_split(blocks), y.tensor_split(blocks), strict=True):
+                share = len(part) / len(x)
+                found = replayed(model, passes, "weights", part, labels)
+                if total:
+                    for tensor, more in zip(total, found, strict=True):
+                        tensor.add_(more, alpha=share)
+                else:
+                    total = [tensor.mul_(share) for tensor in found]
+            return total
+
+        mean, *ctx.grads = _fitted(model, x, in_blocks)
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        return None, None, None, None, *(grad.mul_(slope) for grad in grads)
 
 
 def _pixels(
     model: nn.Module, x: Tensor, y: Tensor, loss: Loss | None = None
 ) -> tuple[Tensor, Tensor]:
     passes = _passes(model, x, _precision)
-    blocks = _blocks(x)
-    found = [
-        _autograd(model, *part, loss)
-        if passes is None
-        else replayed(model, passes, "pixels", *part, loss)
-        for part in zip(x.tensor_split(blocks), y.tensor_split(blocks), strict=True)
-    ]
-    scores, slopes = zip(*found, strict=True)
-    return _joined(scores), _joined(slopes)
+
+    def in_blocks(blocks: int) -> tuple[Tensor, Tensor]:
+        found = [
+            _autograd(model, *part, loss)
+            if passes is None
+            else replayed(model, passes, "pixels", *part, loss)
+            for part in zip(x.tensor_split(blocks), y.tensor_split(blocks), strict=True)
+        ]
+        scores, slopes = zip(*found, strict=True)
+        return _joined(scores), _joined(slopes)
+
+    return _fitted(model, x, in_blocks)
 
 
 def _autograd(model: nn.Module, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
@@ -168,12 +202,35 @@ def _is_on(x: Tensor) -> bool:
     return _enabled and x.device.type in _BLOCK_VALUES
 
 
-def _blocks(x: Tensor) -> int:
+def _blocks(model: nn.Module, x: Tensor) -> int:
     """In how many blocks of equal size to cut a batch."""
-    if not _is_on(x):
-        return 1
-    size = max(_SMALLEST_BLOCK, _BLOCK_VALUES[x.device.type] // x[0].numel())
+    values = _fitting.get(model)
+    if values is not None:
+        size = max(1, values // x[0].numel())
+    elif _is_on(x):
+        size = max(_SMALLEST_BLOCK, _BLOCK_VALUES[x.device.type] // x[0].numel())
+    else:
+        size = len(x)
     return -(-len(x) // size)
+
+
+def _fitted(model: nn.Module, x: Tensor, compute: Callable[[int], Found]) -> Found:
+    """Return `compute(blocks)`, with as many blocks as it takes for each to fit into memory."""
+    shrunk = False
+    while True:
+        blocks = _blocks(model, x)
+        size = -(-len(x) // blocks)
+        try:
+            found = compute(blocks)
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            _fitting[model] = size // 2 * x[0].numel()
+            shrunk = True
+        else:
+            if shrunk:
+                warnings.warn(f"out of memory: went on with {size} images at a time", stacklevel=2)
+            return found
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

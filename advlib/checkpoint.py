@@ -1,0 +1,93 @@
+"""Files that hold a network: written whole or not at all, and read without running what is in them.
+
+A file is a SHA-256 digest, a line with the number of its format, and what torch.save made.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+FORMAT = 1
+_STALE = 3600  # seconds after which what a killed process had half written is swept away
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Put `content`, tensors and plain values, into a file in one atomic step.
+
+    Whatever happens on the way, `path` holds the old content or the new one.
+
+    Raises:
+        OSError: the disk is full, or the folder can't be written to; the old content stays.
+    """
+    file = io.BytesIO()
+    torch.save(content, file)
+    signed = b"advlib %d\n" % FORMAT + file.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(".partial", f"{path.name}.", path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(hashlib.sha256(signed).digest() + signed)
+            out.flush()
+            os.fsync(handle)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    for left in path.parent.glob(f"{path.name}.*.partial"):
+        if time.time() - left.stat().st_mtime > _STALE:
+            left.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a file that `write` made; its tensors are on the CPU.
+
+    Raises:
+        OSError: the file is missing or can't be read, or it is damaged.
+        ValueError: a newer advlib wrote it, or it holds something other than tensors and plain
+            values, which is refused, as loading that could run code.
+    """
+    whole = path.read_bytes()
+    digest, signed = whole[:32], whole[32:]
+    if hashlib.sha256(signed).digest() != digest:
+        raise OSError(f"{path} is damaged, or no file of advlib's: delete it")
+    line, _, payload = signed.partition(b"\n")
+    if line != b"advlib %d" % FORMAT:
+        raise ValueError(f"{path} was written by a newer advlib ({line[:40]!r}): update advlib")
+    try:
+        content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} was not loaded, as it could run code: delete it ({error})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no network: delete it")
+    return content
+
+
+def fill(model: nn.Module, weights: Any, path: Path) -> None:
+    """Load `weights`, found in the file at `path`, into `model`, all or none.
+
+    Raises:
+        ValueError: they are the weights of another architecture.
+    """
+    own, found = (
+        {name: getattr(tensor, "shape", None) for name, tensor in part.items()}
+        for part in (model.state_dict(), weights if isinstance(weights, dict) else {})
+    )
+    if own != found:
+        other = sorted(
+            str(name) for name in own.keys() | found.keys() if own.get(name) != found.get(name)
+        )
+        raise ValueError(
+            f"model is of another architecture than the network in {path}; "
+            f"they differ in {', '.join(other[:5])}{', ...' if len(other) > 5 else ''}"
+        )
+    model.load_state_dict(weights)

@@ -1,0 +1,132 @@
+"""Training and evaluation shared among processes, as torchrun starts them.
+
+Each process runs the same program on its own device. Within `joined`, `advlib.fit` trains on its
+process's share of every batch and sums the gradients over all, so that each process ends with the
+same network; `correct` shares the batches of an evaluation. Without torchrun the same program runs
+as one process, and gives the same numbers.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from advlib import evaluation
+from advlib.data import Batches
+from advlib.runtime import Attack, check_count, generators_in, pick_device
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, or be the only one; yields this one's device.
+
+    Processes talk through NCCL on GPUs, one GPU each, and through Gloo on CPUs.
+
+    Raises:
+        ValueError: there is no such device, or are fewer GPUs here than processes.
+    """
+    place = pick_device(device)
+    if place.type == "cuda":
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        if rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"device: process {rank} has no GPU of its own, there are "
+                f"{torch.cuda.device_count()}; lower --nproc-per-node"
+            )
+        place = torch.device("cuda", rank)
+        torch.cuda.set_device(place)
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    if dist.is_torchelastic_launched():
+        dist.init_process_group(backend)
+    else:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    yield place
+    dist.destroy_process_group()  # not after an error: the others may be waiting for us
+
+
+def is_joined() -> bool:
+    """Whether this process is one of several, or stands for them."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process; 0 if it is alone."""
+    return dist.get_rank() if is_joined() else 0
+
+
+def processes() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if is_joined() else 1
+
+
+def share(rows: Tensor) -> tuple[int, Tensor]:
+    """This process's part of a batch's rows, and how many rows come before it."""
+    parts = rows.tensor_split(processes())
+    return sum(map(len, parts[: rank()])), parts[rank()]
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of `value` over all processes."""
+    if is_joined():
+        dist.all_reduce(value)
+    return value
+
+
+def from_first(value: Any) -> Any:
+    """What `value` is in process 0."""
+    if processes() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def correct(
+    model: nn.Module, batches: Batches, *, attack: Attack | None = None, seed: int = 0
+) -> Tensor:
+    """Tell for each image whether `model` gets its (attacked) version right, bool (n,).
+
+    As `advlib.correct`, with the batches shared among the processes; each gets the whole result.
+    The generators of `attack`, a `functools.partial`, are seeded for each batch, by `seed` and the
+    batch's number: so the result is the same for any number of processes. They end as they began.
+
+    Raises:
+        TypeError, ValueError: as `advlib.correct`; or `batches` is shuffled.
+    """
+    if not isinstance(batches, Batches):
+        raise TypeError(f"batches must be advlib.Batches, got {type(batches).__name__}")
+    if batches.shuffle:
+        raise ValueError("batches must not be shuffled: every process needs the same order")
+    check_count("seed", seed, minimum=0)
+    right = torch.zeros(len(batches.x), dtype=torch.int64, device=batches.x.device)
+    with _states_kept(generators_in(attack)) as generators:
+        for i, rows in enumerate(batches.order()):
+            if i % processes() == rank():
+                for generator in generators:
+                    generator.manual_seed(seed + 2**32 * i)
+                pair = batches.x[rows], batches.y[rows]
+                right[rows] = evaluation.correct(model, [pair], attack=attack).long()
+    return summed(right).bool()
+
+
+def accuracy(
+    model: nn.Module, batches: Batches, *, attack: Attack | None = None, seed: int = 0
+) -> float:
+    """Fraction of images that `model` gets right. Arguments and errors as in `correct`."""
+    right = correct(model, batches, attack=attack, seed=seed)
+    return int(right.sum()) / len(right)
+
+
+@contextmanager
+def _states_kept(generators: Sequence[torch.Generator]) -> Iterator[Sequence[torch.Generator]]:
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield generators
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -1,0 +1,223 @@
+"""What a training under way consists of, and its file: `fit` can go on from there."""
+
+import hashlib
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advlib import checkpoint, distributed
+from advlib.data import Batches
+from advlib.runtime import check_model
+
+Metrics = dict[str, list[float]]
+
+
+@dataclass
+class History:
+    """What `fit` saw.
+
+    Attributes:
+        loss: mean cross-entropy of each iteration's batch, as trained on.
+        metrics: for each name that `evaluate` returned, its value after each epoch.
+        stopped: training ended before its last epoch did.
+        kept_epoch: the epoch, from 1, whose network `keep_best` gave back; None without it.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=dict)
+    stopped: bool = False
+    kept_epoch: int | None = None
+
+
+@dataclass
+class Run:
+    """A training under way: all that has to be saved to go on from here."""
+
+    model: nn.Module
+    batches: Batches
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    generators: list[torch.Generator]
+    history: History = field(default_factory=History)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int = 0
+    """Epochs that are over, `evaluate` included."""
+    ended: bool = False
+    losses: list[Tensor] = field(default_factory=list)
+    """Losses on the device, not yet in `history`."""
+
+    def __post_init__(self) -> None:
+        """Note the generators' states."""
+        self.order_state = self.batches.generator.get_state()
+        self.first_states: list[Tensor | None] = [g.get_state() for g in self.generators]
+
+    @property
+    def done(self) -> int:
+        """Iterations that are done."""
+        return len(self.history.loss) + len(self.losses)
+
+    @property
+    def position(self) -> int:
+        """Batches of the present epoch that are done."""
+        return self.done - self.epoch * len(self.batches)
+
+    def rest_of_epoch(self) -> list[Tensor]:
+        """Rows of the batches still to come in this epoch, in the order that it began with."""
+        generator, position = self.batches.generator, self.position
+        if not position:
+            self.order_state = generator.get_state()
+            return self.batches.order()
+        state = generator.get_state()
+        generator.set_state(self.order_state)
+        rest = self.batches.order()[position:]
+        generator.set_state(state)
+        return rest
+
+    def settle(self) -> None:
+        """Move the losses into the history. A GPU has to wait for that."""
+        if self.losses:
+            self.history.loss += torch.stack(self.losses).tolist()
+            self.losses.clear()
+            if not torch.isfinite(torch.tensor(self.history.loss[-1])):
+                raise FloatingPointError(
+                    f"the loss became {self.history.loss[-1]}: lower the learning rate"
+                )
+
+    def content(self) -> dict[str, Any]:
+        """All of it, as tensors and plain values."""
+        self.settle()
+        states = [generator.get_state() for generator in self.generators]
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": asdict(self.history),
+            "best": self.best,
+            "epoch": self.epoch,
+            "ended": self.ended,
+            "order_state": self.order_state,
+            # None where nothing was drawn: then the caller's own state stays
+            "states": [
+                None if first is not None and torch.equal(first, state) else state
+                for first, state in zip(self.first_states, states, strict=True)
+            ],
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Go back to where `content` was taken; the model is there already."""
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.history = History(**content["history"])
+        self.best, self.epoch, self.ended = (content[k] for k in ("best", "epoch", "ended"))
+        self.order_state = content["order_state"]
+        for i, state in enumerate(content["states"]):
+            if state is not None:
+                self.generators[i].set_state(state)
+                self.first_states[i] = None
+
+
+class Saved:
+    """The checkpoint of a run."""
+
+    def __init__(
+        self,
+        path: Path,
+        run: Run,
+        settings: dict[str, str],
+        seconds: float,
+        steps: int | None,
+    ) -> None:
+        """Bring `run` to where the file at `path` says it was, if there is one."""
+        self.path, self.run, self.settings = path, run, settings
+        self.seconds, self.steps = seconds, steps
+        self.last = time.monotonic()
+        content = None
+        if distributed.rank() == 0 and path.exists():
+            content = _read_training(path)
+        content = distributed.from_first(content)
+        if content is None:
+            self.write()  # a place that can't be written to is noticed now
+        else:
+            self._restore(content)
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        for name, value in self.settings.items():
+            before = content["settings"].get(name)
+            if before != value:
+                raise ValueError(
+                    f"checkpoint: {self.path} is of a training with {name}={before}, not {value}; "
+                    "call fit as then, give another file, or delete this one"
+                )
+        checkpoint.fill(self.run.model, content["model"], self.path)
+        self.run.restore(content)
+
+    def step(self) -> None:
+        """Save if it is time to."""
+        if self.steps is None:
+            due = time.monotonic() - self.last >= self.seconds
+        else:
+            due = self.run.done % self.steps == 0
+        if due:
+            self.write()
+
+    def write(self) -> None:
+        """Save. A file that can't be written is no reason to end a training."""
+        if distributed.rank() == 0:
+            try:
+                checkpoint.write(self.path, self.run.content() | {"settings": self.settings})
+            except OSError as error:
+                warnings.warn(f"the training was not saved: {error}", stacklevel=2)
+        self.last = time.monotonic()
+
+
+def load_checkpoint(path: str | Path, model: nn.Module) -> History:
+    """Load the network that `fit(checkpoint=path)` trained into `model`, and return its history.
+
+    With `keep_best` it is the best network so far. Loading runs no code from the file.
+
+    Raises:
+        OSError: the file is missing or damaged.
+        ValueError: it is none of `fit`'s, of another architecture, or from a newer advlib.
+    """
+    check_model(model)
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
+    content = _read_training(Path(path))
+    checkpoint.fill(model, content["best"] or content["model"], Path(path))
+    return History(**content["history"])
+
+
+def _read_training(path: Path) -> dict[str, Any]:
+    content = checkpoint.read(path)
+    if not content.keys() >= {"model", "optimizer", "history", "best", "states", "settings"}:
+        raise ValueError(f"{path} holds no training of advlib's")
+    return content
+
+
+def described(batches: Batches, settings: dict[str, Any]) -> dict[str, str]:
+    """What shapes a training, in words: two trainings are the same if these are."""
+    data = f"{tuple(batches.x.shape)}, {batches.x.dtype}, labels {_digest(batches.y)}"
+    cut = {"batch_size": batches.batch_size, "shuffle": batches.shuffle}
+    return {"data": data} | {name: _words(value) for name, value in (cut | settings).items()}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, partial):
+        given = [_words(argument) for argument in value.args]
+        given += [f"{name}={_words(v)}" for name, v in sorted(value.keywords.items())]
+        return f"{_words(value.func)}({', '.join(given)})"
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {_digest(value)}"
+    if value is None or isinstance(value, (bool, int, float, str, tuple, torch.dtype)):
+        return repr(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
