@@ -1,24 +1,34 @@
 # make book, make test: each makes .venv and installs what it needs on the first run.
 # In an environment of your own (conda): make book VENV="$CONDA_PREFIX"
+# With the versions and hashes of requirements.lock: make test LOCKED=1
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.advlib-installed
+STAMP := $(VENV)/.advlib-$(if $(LOCKED),locked,installed)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+BROWSER := $(shell command -v chromium || command -v google-chrome)
 BENCH := .venv-bench
 
-.PHONY: help book test lint results slow bench chromium lab coursework pdf clean
+.PHONY: help book test lint results slow bench chromium lock lab coursework pdf clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
 
-# Runs when pyproject.toml has changed since the last installation.
-$(STAMP): pyproject.toml
+# Runs when pyproject.toml, the lock or LOCKED has changed since the last installation. With LOCKED
+# pip builds nothing but advlib itself, and that with the locked setuptools.
+$(STAMP): pyproject.toml $(if $(LOCKED),requirements.lock)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	@echo "== install: advlib and its tools into $(VENV) (several minutes, several GB: it contains PyTorch)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@rm -f $(VENV)/.advlib-installed $(VENV)/.advlib-locked
+ifdef LOCKED
+	$(PIP) --only-binary :all: --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
+else
+	$(PIP) -e ".[test]"
+endif
 	@touch $@
 
 # Old pages and doctrees go first: an incremental build would not repeat their warnings. The
@@ -75,13 +85,30 @@ bench: $(BENCH)/.advlib-installed ## compare with four attack libraries and meas
 	$(BENCH)/bin/python -m benchmarks scaling
 	$(BENCH)/bin/python -m tools.readme_table
 
-chromium: $(STAMP) ## install the browser that the tests of pages need
-	@echo "== chromium: from the system's packages if we may, else Playwright's own"
-	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+# Asks the network for nothing if there is a browser; tests/browser.py knows where Playwright's is.
+chromium: $(if $(BROWSER),,$(STAMP)) ## install the browser that the tests of pages need, if there is none
+ifneq ($(BROWSER),)
+	@echo "== chromium: $(BROWSER) is there"
+else
+	@if PYTHONPATH=tests $(BIN)/python -c 'import browser, sys; sys.exit(not browser.CHROMIUM)'; then \
+	  echo "== chromium: Playwright's own is there"; exit; fi; \
+	echo "== chromium: from the system's packages if we may, else Playwright's own"; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  export DEBIAN_FRONTEND=noninteractive; \
 	  { apt-get -qq update && apt-get -qq install -y chromium; } || \
 	  $(BIN)/playwright install --with-deps chromium; \
 	else $(BIN)/playwright install chromium; fi
+endif
+
+# uv keeps the versions that requirements.lock has, as far as they fit. It has an environment of its
+# own, so that it is no part of what it pins.
+lock: ## what the tests need, with versions and hashes, into requirements.lock
+	@echo "== lock: resolve for every system and Python from 3.11 on, into requirements.lock"
+	@test -x _build/uv/bin/python || $(PYTHON) -m venv _build/uv
+	_build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	_build/uv/bin/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	  --only-binary :all: --generate-hashes --no-config --custom-compile-command "make lock" \
+	  --quiet --output-file requirements.lock
 
 # The setting goes into the environment, not into the reader's own configuration.
 lab: $(STAMP) ## open the chapters in JupyterLab
