@@ -204,13 +204,15 @@ def _epoch(
     def is_stopping() -> bool:  # one process alone can't leave the others
         return monitor.stop_requested and not distributed.is_joined()
 
+    if is_stopping():
+        return True
     for rows in run.rest_of_epoch():
-        if is_stopping():
-            break
         run.losses.append(train_on(rows))
         monitor.step(run.losses[-1])
         if saved is not None:
             saved.step()
+        if is_stopping():
+            break
     run.settle()
     return is_stopping()
 
