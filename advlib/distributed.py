@@ -27,7 +27,8 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     Processes talk through NCCL on GPUs, one GPU each, and through Gloo on CPUs.
 
     Raises:
-        ValueError: there is no such device, or are fewer GPUs here than processes.
+        ValueError: there is no such device, or are fewer GPUs here than processes; or torchrun
+            can't restart processes on several machines as it was started.
     """
     place = pick_device(device)
     if place.type == "cuda":
@@ -40,13 +41,28 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
         place = torch.device("cuda", rank)
         torch.cuda.set_device(place)
     backend = "nccl" if place.type == "cuda" else "gloo"
-    if dist.is_torchelastic_launched():
-        dist.init_process_group(backend)
-    else:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    store, rank, world = _meeting_point()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     yield place
     dist.destroy_process_group()  # not after an error: the others may be waiting for us
+
+
+def _meeting_point() -> tuple[Any, int, int]:
+    """Where the processes find each other, the number of this one, and how many there are."""
+    if not dist.is_torchelastic_launched():
+        return dist.HashStore(), 0, 1  # type: ignore[attr-defined]
+    store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    if os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True":
+        return store, rank, world
+    # After a restart torchrun hands out the old store, with addresses of processes that have died
+    # (github.com/pytorch/pytorch/issues/135712). So each start gets a part of its own. Machines
+    # count restarts on their own, so that several can't agree on it.
+    if os.environ["GROUP_WORLD_SIZE"] != "1" and os.environ["TORCHELASTIC_MAX_RESTARTS"] != "0":
+        raise ValueError(
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE must be 1 in the environment of torchrun, for "
+            "restarts on several machines"
+        )
+    return dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store), rank, world  # type: ignore[attr-defined]
 
 
 def is_joined() -> bool:

@@ -115,7 +115,8 @@ def killed(path, began, moment, saves):
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["advlib.recipes", "hypothesis", "pytest"])  # once for all
+    # once for all: what takes time to import, the last one when an optimiser takes its first step
+    context.set_forkserver_preload(["advlib.recipes", "hypothesis", "pytest", "torch._dynamo"])
     return context
 
 

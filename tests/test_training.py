@@ -326,6 +326,103 @@ def test_divergence_is_an_error_that_says_what_to_do(handler):
         fit(net(), batches(), epochs=5, lr=1e30)
 
 
+# More than the plain loop
+
+
+def test_weight_decay_and_augmentation_are_torchs_and_come_first(plain):
+    model, by_hand = net(), net()
+    fit(
+        model,
+        batches(),
+        epochs=2,
+        lr=0.05,
+        weight_decay=0.1,
+        augment=lambda x: 1 - x,
+        attack=lambda model, x, y: x / 2,
+    )
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    for _, (x, y) in zip(range(6), [*(loader := batches()), *loader], strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(by_hand((1 - x) / 2), y).backward()
+        optimizer.step()
+    assert same_weights(model, by_hand)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_autocast_and_still_learns(precision):
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            scores = self.net(x)
+            seen.append((scores.dtype, self.net.linear.weight.dtype))
+            return scores
+
+    model = Watched()
+    attack = partial(fgsm, eps=0.01)
+    history = fit(model, batches(), epochs=30, lr=0.1, precision=precision, attack=attack)
+    assert set(seen[1:]) == {(precision, torch.float32)}  # the first call checks the arguments
+    assert sum(history.loss[-3:]) < 0.5 * sum(history.loss[:3])
+
+
+class Narrow(nn.Module):
+    """A network that runs out of memory with more than `most` images that need gradients."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.net, self.most = net(), most
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        if len(x) > self.most and self.training:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return self.net(self.norm(x))
+
+
+@pytest.mark.parametrize(("most", "advice"), [(7, "4 would"), (2, "2 would"), (0, "not even one")])
+def test_a_batch_too_large_is_an_error_that_says_which_would_fit(most, advice):
+    model, generator = Narrow(most), seeded()
+    attack = partial(fgsm, eps=EPS, random_start=True, generator=generator)
+    before, rng = {k: v.clone() for k, v in model.state_dict().items()}, global_rng()
+    loader = Batches(images(20), labels(20), batch_size=8)
+    with pytest.raises(MemoryError, match=f"a batch of 8 images does not fit: .*{advice}"):
+        fit(model, loader, epochs=1, lr=0.1, attack=attack)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert global_rng() == rng
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attack", lambda model, x, y: None),
+        ("attack", lambda model, x, y: x[:1]),
+        ("attack", lambda model, x, y: x.double()),
+        ("augment", lambda x: x.flatten(1)),
+        ("augment", lambda x: 1),
+        ("loss", lambda model, x, y, progress: 1.0),
+        ("loss", lambda model, x, y, progress: model(x)),
+        ("schedule", lambda progress: None),
+        ("schedule", lambda progress: float("nan")),
+        ("schedule", lambda progress: -1.0),
+        ("evaluate", lambda model: 0.5),
+        ("evaluate", lambda model: {"clean": "high"}),
+        ("evaluate", lambda model: {"clean": torch.ones(2)}),
+    ],
+)
+def test_what_a_function_should_not_return_is_an_error_that_names_it(name, value):
+    model = net()
+    before = flags(model)
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}('s value)? must"):
+        fit(model, batches(), epochs=1, lr=0.1, **{name: value})
+    assert flags(model) == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 # Bad input
 
 
@@ -344,6 +441,14 @@ def test_divergence_is_an_error_that_says_what_to_do(handler):
         *(("momentum", value) for value in (-0.1, float("nan"), float("inf"), True, None)),
         ("attack", 0.1),
         ("evaluate", {"clean": 1.0}),
+        *(("weight_decay", value) for value in (-0.1, float("nan"), "0.1", None)),
+        ("augment", 4),
+        ("loss", "trades"),
+        ("schedule", [1.0]),
+        *(("precision", value) for value in (torch.float32, "bfloat16", 16)),
+        *(("checkpoint", value) for value in (1, b"run.pt", True)),
+        *(("save_seconds", value) for value in (-1, float("nan"), None, "60")),
+        *(("save_steps", value) for value in (0, -1, 2.5, "10")),
     ],
 )
 def test_bad_input_is_named_before_anything_is_touched(name, value):

@@ -110,8 +110,10 @@ class Run:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Go back to where `content` was taken; the model is there already."""
-        self.optimizer.load_state_dict(content["optimizer"])
+        """Go back to where `content` was taken, the model excepted."""
+        groups = self.optimizer.state_dict()["param_groups"]  # as the settings say, which agree
+        momentum = content["optimizer"]["state"]
+        self.optimizer.load_state_dict({"state": momentum, "param_groups": groups})
         self.scaler.load_state_dict(content["scaler"])
         self.history = History(**content["history"])
         self.best, self.epoch, self.ended = (content[k] for k in ("best", "epoch", "ended"))
