@@ -140,7 +140,8 @@ def fit(
     saved = None
     if checkpoint is not None:
         shaping = {"epochs": epochs, "precision": precision, "keep_best": keep_best}
-        settings = described(batches, shaping | numbers | functions)
+        shaping |= numbers | {k: v for k, v in functions.items() if k != "evaluate"}
+        settings = described(batches, shaping)
         saved = Saved(Path(checkpoint), run, settings, save_seconds, save_steps)
     iterations = epochs * len(batches)
     step = Step(run, augment=augment, attack=attack, loss=loss, precision=precision)
