@@ -24,13 +24,16 @@ from advlib.runtime import Attack, check_count, generators_in, pick_device
 def joined(device: str | None = None) -> Iterator[torch.device]:
     """Join the processes that torchrun started, or be the only one; yields this one's device.
 
-    Processes talk through NCCL on GPUs, one GPU each, and through Gloo on CPUs.
+    Processes talk through NCCL on GPUs, one GPU each, and through Gloo on CPUs; `device` is
+    "cuda" or "cpu", by default the first that is there.
 
     Raises:
         ValueError: there is no such device, or are fewer GPUs here than processes; or torchrun
             can't restart processes on several machines as it was started.
     """
-    place = pick_device(device)
+    place = pick_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type not in ("cuda", "cpu"):
+        raise ValueError(f"device must be cuda or cpu, got {device!r}")
     if place.type == "cuda":
         rank = int(os.environ.get("LOCAL_RANK", 0))
         if rank >= torch.cuda.device_count():
@@ -43,8 +46,13 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     backend = "nccl" if place.type == "cuda" else "gloo"
     store, rank, world = _meeting_point()
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-    yield place
-    dist.destroy_process_group()  # not after an error: the others may be waiting for us
+    ended = False
+    try:
+        yield place
+        ended = True
+    finally:
+        if ended or world == 1:  # after an error others may be waiting for us: torchrun ends them
+            dist.destroy_process_group()
 
 
 def _meeting_point() -> tuple[Any, int, int]:
@@ -100,6 +108,13 @@ def from_first(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def align_buffers(model: nn.Module) -> None:
+    """Give each process the buffers of process 0: BatchNorm has counted its own share only."""
+    if processes() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def correct(

@@ -214,6 +214,7 @@ def _epoch(
             saved.step()
         if is_stopping():
             break
+    distributed.align_buffers(run.model)
     run.settle()
     return is_stopping()
 
