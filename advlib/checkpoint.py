@@ -3,17 +3,19 @@
 A file is a SHA-256 digest, a line with the number of its format, and what torch.save made.
 """
 
+import glob
 import hashlib
 import io
 import os
-import pickle
+import re
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 FORMAT = 1
 _STALE = 3600  # seconds after which what a killed process had half written is swept away
@@ -41,9 +43,10 @@ def write(path: Path, content: dict[str, Any]) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-    for left in path.parent.glob(f"{path.name}.*.partial"):
-        if time.time() - left.stat().st_mtime > _STALE:
-            left.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):  # another process may sweep, too
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -51,19 +54,25 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file is missing or can't be read, or it is damaged.
-        ValueError: a newer advlib wrote it, or it holds something other than tensors and plain
-            values, which is refused, as loading that could run code.
+        ValueError: a newer advlib wrote it; or it holds something other than a dict of tensors and
+            plain values, which is refused, as loading that could run code.
     """
     whole = path.read_bytes()
     digest, signed = whole[:32], whole[32:]
     if hashlib.sha256(signed).digest() != digest:
         raise OSError(f"{path} is damaged, or no file of advlib's: delete it")
     line, _, payload = signed.partition(b"\n")
-    if line != b"advlib %d" % FORMAT:
-        raise ValueError(f"{path} was written by a newer advlib ({line[:40]!r}): update advlib")
+    number = re.fullmatch(rb"advlib ([1-9]\d{0,8})", line)
+    if number is None:
+        raise ValueError(f"{path} is no file of advlib's: delete it")
+    if int(number[1]) > FORMAT:
+        raise ValueError(
+            f"{path} was written by a newer advlib, in format {int(number[1])}; this one reads "
+            f"{FORMAT}: update advlib, or delete the file"
+        )
     try:
         content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except Exception as error:  # what was made to do harm may fail in any way
         raise ValueError(
             f"{path} was not loaded, as it could run code: delete it ({error})"
         ) from error
@@ -76,18 +85,33 @@ def fill(model: nn.Module, weights: Any, path: Path) -> None:
     """Load `weights`, found in the file at `path`, into `model`, all or none.
 
     Raises:
-        ValueError: they are the weights of another architecture.
+        ValueError: they are no weights, NaN, or those of another architecture.
     """
+    check(model, weights, path)
+    model.load_state_dict(weights)
+
+
+def check(model: nn.Module, weights: Any, path: Path) -> None:
+    """Raise the errors of `fill` without filling."""
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} holds no weights: delete it")
     own, found = (
-        {name: getattr(tensor, "shape", None) for name, tensor in part.items()}
-        for part in (model.state_dict(), weights if isinstance(weights, dict) else {})
+        {(name, _kind(tensor)) for name, tensor in part.items()}
+        for part in (model.state_dict(), weights)
     )
     if own != found:
-        other = sorted(
-            str(name) for name in own.keys() | found.keys() if own.get(name) != found.get(name)
-        )
+        other = sorted({str(name) for name, _ in own ^ found})
         raise ValueError(
             f"model is of another architecture than the network in {path}; "
             f"they differ in {', '.join(other[:5])}{', ...' if len(other) > 5 else ''}"
         )
-    model.load_state_dict(weights)
+    for name, tensor in weights.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.isnan().any():
+            raise ValueError(f"{path} holds a network with NaN in {name}: delete it")
+
+
+def _kind(value: Any) -> Any:
+    """What two tensors must agree in for one to take the other's place."""
+    if not isinstance(value, Tensor) or value.is_nested:
+        return None  # a layer's extra state, which only the layer understands
+    return value.shape, value.dtype, value.layout, value.is_meta

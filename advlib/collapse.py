@@ -15,9 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from advlib.attacks import fgsm, pgd
+from advlib.attacks.common import check_attack_input
 from advlib.data import Batches
 from advlib.evaluation import accuracy
-from advlib.runtime import Bounds, check_number
+from advlib.runtime import (
+    Bounds,
+    check_count,
+    check_flag,
+    check_mapping,
+    check_number,
+    check_numbers,
+)
 
 
 def fgsm_against_pgd(
@@ -34,6 +42,9 @@ def fgsm_against_pgd(
     PGD takes `steps` steps of eps / 4 from one random start, the same at every call. A small batch
     will do; errors as in `pgd`.
     """
+    check_attack_input(model, x, y, bounds)
+    check_number("eps", eps)
+    check_count("steps", steps)
     batches = Batches(x, y)
     generator = torch.Generator().manual_seed(0)
 
@@ -62,8 +73,10 @@ def has_collapsed(
     unless `stop` is False.
     """
     check_number("fall", fall)
+    check_flag("stop", stop)
+    check_mapping("metrics", metrics)
     for name in ("fgsm", "pgd"):
-        if not metrics.get(name):
+        if name not in metrics or not check_numbers(f"metrics[{name!r}]", metrics[name]):
             raise ValueError(f"metrics must hold {name!r}: evaluate with fgsm_against_pgd")
     one, many, best = metrics["fgsm"][-1], metrics["pgd"][-1], max(metrics["pgd"])
     fell = min(best, one) - many >= fall

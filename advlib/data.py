@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advlib.runtime import check_count, check_images, check_labels, pick_device, uniform
+from advlib.runtime import (
+    check_choice,
+    check_count,
+    check_device,
+    check_flag,
+    check_images,
+    check_labels,
+    check_path,
+    source_of,
+    uniform,
+)
 
 DIGITS_SHA256 = "6b971eb6a84e7d9d612b2f0c36d5f8a3045ef6043bb9d74732fd65f7829f1e2e"
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -53,13 +63,14 @@ def load_data(
         FileNotFoundError: a file of the data set is missing; the message says which.
         OSError: a file is damaged, or the download failed; the message says what to do.
     """
-    if name != "digits" and name not in TORCHVISION:
-        raise ValueError(f"name must be one of digits, {', '.join(TORCHVISION)}, got {name!r}")
-    device = pick_device() if device is None else pick_device(str(device))
+    check_choice("name", name, ["digits", *TORCHVISION])
+    root = check_path("root", root)
+    check_flag("download", download)
+    device = check_device("device", device)
     if name == "digits":
         parts = _read_digits()
     else:
-        parts = [_read_torchvision(name, Path(root), train, download) for train in (True, False)]
+        parts = [_read_torchvision(name, root, train, download) for train in (True, False)]
     train, test = (_to_device(part, device) for part in parts)
     return train, test
 
@@ -93,8 +104,10 @@ class Batches:
         self.x = x
         self.y = y
         self.batch_size = check_count("batch_size", batch_size)
+        check_flag("shuffle", shuffle)
         self.shuffle = shuffle
-        self.generator = generator or torch.Generator().manual_seed(0)
+        own = torch.Generator().manual_seed(0)
+        self.generator = source_of(own if generator is None else generator)
 
     def __len__(self) -> int:
         """Return the number of batches in one pass."""
@@ -132,7 +145,7 @@ def shifted(x: Tensor, *, most: int = 4, generator: torch.Generator | None = Non
     check_images(x)
     if x.ndim != 4:
         raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
-    check_count("most", most, minimum=0)
+    check_count("most", most, minimum=0, maximum=1000)
     down, across, side = uniform(x[:, 0, 0, :1].expand(-1, 3), generator).unbind(1)
     n, _, height, width = x.shape
 
@@ -170,7 +183,10 @@ def _to_device(raw: _Raw, device: torch.device) -> Images:
 
 def _read_digits() -> list[_Raw]:
     source = resources.files("advlib") / "digits.npz"
-    content = source.read_bytes()
+    try:
+        content = source.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{source} is missing: install advlib again") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != DIGITS_SHA256:
         raise OSError(f"{source} is damaged (SHA-256 {digest}): install advlib again")
@@ -191,14 +207,35 @@ def _read_torchvision(name: str, root: Path, train: bool, download: bool) -> _Ra
     from torchvision import datasets  # slow to import, and the digits do without
 
     cls = getattr(datasets, TORCHVISION[name])
-    if download:
-        try:
-            cls(root=str(root), train=train, download=True)
-        except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
-            raise OSError(f"{name}: the download into {root} failed: {error}") from error
-    _check_files(name, cls, root)
+    old = root / cls.__name__ / "processed"
+    if old.exists():  # torchvision would take what is in there, older ones even run it
+        raise OSError(f"{name}: {old} is an old torchvision's and can't be checked; delete it")
+    try:
+        _check_files(name, cls, root)
+    except OSError:
+        if not download:
+            raise
+        _download(name, cls, root, train)
+        _check_files(name, cls, root)
     dataset = cls(root=str(root), train=train)
     return _Raw(np.asarray(dataset.data), np.asarray(dataset.targets), tuple(dataset.classes))
+
+
+def _download(name: str, cls: Any, root: Path, train: bool) -> None:
+    """Have torchvision fetch what is missing. It also reads the files, damaged ones or not."""
+    try:
+        cls(root=str(root), train=train, download=True)
+    except Exception as error:
+        raise OSError(
+            f"{name}: the download into {root} failed: {str(error).strip()}; see that the network "
+            f"can be reached and {root} written to, delete {_folder(cls, root)} if it is there, "
+            f'and call load_data("{name}", download=True) again'
+        ) from error
+
+
+def _folder(cls: Any, root: Path) -> Path:
+    """Where torchvision puts the files of a data set."""
+    return root / getattr(cls, "base_folder", cls.__name__)
 
 
 def _check_files(name: str, cls: Any, root: Path) -> None:
@@ -209,15 +246,15 @@ def _check_files(name: str, cls: Any, root: Path) -> None:
     """
     from torchvision.datasets.utils import check_integrity
 
+    folder = _folder(cls, root)
+    advice = f'delete {folder} if it is there, then call load_data("{name}", download=True)'
     if name == "cifar10":
-        folder = root / cls.base_folder
         checksums = [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]
     else:
-        folder = root / cls.__name__ / "raw"
+        folder = folder / "raw"
         checksums = cls.resources
     for filename, md5 in checksums:
         path = folder / filename
-        advice = f'delete {folder} if it is there, then call load_data("{name}", download=True)'
         extracted = path.with_suffix("") if path.suffix == ".gz" else path
         for needed in (path, extracted):
             if not needed.exists():

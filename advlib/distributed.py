@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advlib import evaluation
 from advlib.data import Batches
-from advlib.runtime import Attack, check_count, generators_in, pick_device
+from advlib.runtime import Attack, check_count, check_device, generators_in
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
         ValueError: there is no such device, or are fewer GPUs here than processes; or torchrun
             can't restart processes on several machines as it was started.
     """
-    place = pick_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = check_device("device", device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type not in ("cuda", "cpu"):
         raise ValueError(f"device must be cuda or cpu, got {device!r}")
     if place.type == "cuda":

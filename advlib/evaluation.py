@@ -1,8 +1,7 @@
 """Accuracy with and without an attack, per image and over a whole set, and its uncertainty."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +9,12 @@ from torch import Tensor, nn
 from advlib import engine
 from advlib.runtime import (
     Attack,
+    check_attacked,
     check_count,
+    check_function,
     check_images,
     check_labels,
+    check_list,
     check_logits,
     check_model,
     check_number,
@@ -30,7 +32,7 @@ def predict(model: nn.Module, x: Tensor, *, batch_size: int = 100) -> Tensor:
     check_count("batch_size", batch_size)
     with evaluation_mode(model):
         check_logits(model, x)
-        return torch.cat([engine.logits(model, part).argmax(1) for part in x.split(batch_size)])
+        return torch.cat([_answers(model, part) for part in x.split(batch_size)])
 
 
 def correct(
@@ -48,27 +50,10 @@ def correct(
         TypeError, ValueError: a batch is of the wrong type, shape or range, or there is none.
     """
     check_model(model)
-    _check_attack(attack)
-    results = []
+    if attack is not None:
+        check_function("attack", attack)
     with evaluation_mode(model):
-        for batch in batches:
-            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-                raise TypeError("batches must yield pairs (x, y): wrap x and y in advlib.Batches")
-            x, y = batch
-            check_images(x)
-            check_labels(y, x)
-            check_logits(model, x, y)
-            x_adv = x if attack is None else attack(model, x, y)
-            if not isinstance(x_adv, Tensor):
-                raise TypeError(f"attack must return a tensor, got {type(x_adv).__name__}")
-            if x_adv.shape != x.shape:
-                raise ValueError(f"attack must return shape {x.shape}, got {x_adv.shape}")
-            if not x_adv.isfinite().all():
-                raise ValueError("attack must return finite images, got NaN or infinity")
-            results.append(engine.logits(model, x_adv).argmax(1) == y)
-    if not results:
-        raise ValueError("batches must hold at least one batch")
-    return torch.cat(results)
+        return torch.cat([_right(model, x, y, attack) for x, y in _checked(model, batches)])
 
 
 def accuracy(
@@ -98,26 +83,61 @@ def robust_accuracy(
     stop at success (`early_exit=True`). `batches` is gone through once. Arguments and errors as in
     `correct`.
     """
-    if not isinstance(attacks, Sequence):
-        raise TypeError(f"attacks must be a list of attacks, got {type(attacks).__name__}")
-    for attack in attacks:
-        _check_attack(attack)
+    check_model(model)
+    check_list("attacks", attacks, "attacks")
+    for i, attack in enumerate(attacks):
+        check_function(f"attacks[{i}]", attack)
     survives = []
-    for batch in batches:
-        right = correct(model, [batch])
-        for attack in attacks:
-            if right.any():
-                x, y = (part[right] for part in batch)
-                right[right.clone()] = correct(model, [(x, y)], attack=attack)
-        survives.append(right)
-    if not survives:
-        raise ValueError("batches must hold at least one batch")
+    with evaluation_mode(model):
+        for x, y in _checked(model, batches):
+            right = _right(model, x, y)
+            for i, attack in enumerate(attacks):
+                if right.any():
+                    still = _right(model, x[right], y[right], attack, f"attacks[{i}]")
+                    right[right.clone()] = still
+            survives.append(right)
     return _mean(torch.cat(survives))
 
 
-def _check_attack(attack: Any) -> None:
-    if attack is not None and not callable(attack):
-        raise TypeError(f"attack must be callable, got {type(attack).__name__}")
+def _checked(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each batch once it is checked."""
+    try:
+        pairs = iter(batches)
+    except TypeError as error:
+        given = type(batches).__name__
+        raise TypeError(f"batches must be an iterable of pairs (x, y), got {given}") from error
+    batch = None
+    for batch in pairs:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError("batches must yield pairs (x, y): wrap x and y in advlib.Batches")
+        x, y = batch
+        check_images(x)
+        check_labels(y, x)
+        check_logits(model, x, y)
+        yield x, y
+    if batch is None:
+        raise ValueError("batches must hold at least one batch")
+
+
+def _right(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None = None, name: str = "attack"
+) -> Tensor:
+    """Which images `model` gets right once they are attacked."""
+    if attack is not None:
+        x_adv = attack(model, x, y)
+        check_attacked(name, x_adv, x)
+        x = x_adv
+    return _answers(model, x) == y
+
+
+def _answers(model: nn.Module, x: Tensor) -> Tensor:
+    """The class that `model` takes each image for."""
+    scores = engine.logits(model, x)
+    if len(scores) != len(x):  # one answer for a whole batch would pass for that of each image
+        raise ValueError(f"model must return {len(x)} rows for {len(x)} images, got {len(scores)}")
+    return scores.argmax(1)
 
 
 def _mean(right: Tensor) -> float:

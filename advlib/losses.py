@@ -13,15 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advlib import engine
-from advlib.attacks.common import project, scaled
+from advlib.attacks.common import check_attack_input, project, scaled
 from advlib.runtime import (
     Attack,
     Bounds,
-    check_bounds,
+    check_attacked,
     check_count,
-    check_images,
-    check_labels,
-    check_model,
+    check_function,
     check_number,
     evaluation_mode,
     uniform,
@@ -56,7 +54,7 @@ def trades_loss(
 
     Reference: Zhang et al., ICML 2019, arXiv:1901.08573.
     """
-    _check(model, x, y, bounds, eps=eps, alpha=alpha, beta=beta)
+    _check(model, x, y, progress, bounds, generator, eps=eps, alpha=alpha, beta=beta)
     check_count("steps", steps)
     with evaluation_mode(model):
         clean = engine.logits(model, x).log_softmax(1)
@@ -97,14 +95,17 @@ def grad_align_loss(
 
     Reference: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617.
     """
-    _check(model, x, y, None, eps=eps, weight=weight)
+    check_function("attack", attack)
+    _check(model, x, y, progress, None, generator, eps=eps, weight=weight)
     # the gradient at x is the reference: only the one nearby is asked to turn
     here = _slope(model, x, y)
     there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
     # scaled, because cosine_similarity takes tiny vectors for zero
     here, there = scaled(here).flatten(1), scaled(there).flatten(1)
     turned = 1 - F.cosine_similarity(here, there, dim=1)
-    return F.cross_entropy(model(attack(model, x, y)), y) + weight * turned.mean()
+    x_adv = attack(model, x, y)
+    check_attacked("attack", x_adv, x)
+    return F.cross_entropy(model(x_adv), y) + weight * turned.mean()
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
@@ -134,17 +135,24 @@ def interval_loss(
 
     Reference: Gowal et al., ICCV 2019, arXiv:1810.12715.
     """
-    _check(model, x, y, bounds, eps=eps)
+    check_number("progress", progress, maximum=1)
+    check_number("eps", eps)
     grown = min(max((progress - WARM_UP) / (FULL_SIZE - WARM_UP), 0.0), 1.0)
     worst = interval_logits(model, x, y, eps=grown * eps, bounds=bounds)
     share = grown / 2
     return (1 - share) * F.cross_entropy(model(x), y) + share * F.cross_entropy(worst, y)
 
 
-def _check(model: Any, x: Any, y: Any, bounds: Any, **numbers: Any) -> None:
-    check_model(model)
-    check_bounds(bounds)
-    check_images(x, bounds)
-    check_labels(y, x)
+def _check(
+    model: Any,
+    x: Any,
+    y: Any,
+    progress: Any,
+    bounds: Any,
+    generator: Any,
+    **numbers: Any,
+) -> None:
+    check_number("progress", progress, maximum=1)
     for name, value in numbers.items():
         check_number(name, value)
+    check_attack_input(model, x, y, bounds, generator=generator)

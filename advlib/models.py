@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from advlib.runtime import check_count, check_number, default_generator
+from advlib.runtime import check_count, check_numbers, source_of
+
+MOST = 10_000  # channels, pixels across, or classes of a network
 
 
 class Normalize(nn.Module):
@@ -23,17 +25,16 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take one mean and one positive deviation per channel."""
         super().__init__()
-        for name, values in (("mean", mean), ("std", std)):
-            if not isinstance(values, Sequence) or not values:
-                raise TypeError(f"{name} must hold one number per channel, got {values!r}")
-            for value in values:
-                check_number(name, value, minimum=-float("inf"))
+        mean, std = check_numbers("mean", mean), check_numbers("std", std)
+        if not mean:
+            raise ValueError("mean must hold one number per channel, got none")
         if len(mean) != len(std):
             raise ValueError(f"std must have one value per mean, got {len(std)} for {len(mean)}")
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {list(std)}")
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):
+            numbers = torch.tensor(values, dtype=torch.get_default_dtype())
+            self.register_buffer(name, numbers.reshape(-1, 1, 1))
+        if self.std.min() <= 0:  # also where a tiny number became 0
+            raise ValueError(f"std must be positive, got {std}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to normalised images of the same shape."""
@@ -79,8 +80,9 @@ def preact_resnet18(
 
     References: He et al., ECCV 2016, arXiv:1603.05027, and ICCV 2015, arXiv:1502.01852.
     """
-    check_count("classes", classes, minimum=2)
-    check_count("width", width)
+    check_count("classes", classes, minimum=2, maximum=MOST)
+    check_count("width", width, maximum=MOST)
+    source = source_of(generator)
     normalize = Normalize(mean, std)
     layers: list[nn.Module] = [skip_init(nn.Conv2d, len(mean), width, 3, padding=1, bias=False)]
     before = width
@@ -91,7 +93,7 @@ def preact_resnet18(
     net = nn.Sequential(normalize, *layers, skip_init(nn.Linear, before, classes))
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(layer.weight, generator=generator or default_generator)
+            nn.init.kaiming_normal_(layer.weight, generator=source)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return net.to(memory_format=torch.channels_last)
@@ -110,13 +112,14 @@ def digit_net(
     Glorot-uniform from `generator` (by default advlib's own), biases are zero.
 
     Raises:
-        TypeError, ValueError: `channels`, `size` or `classes` is not a whole number, or too small.
+        TypeError, ValueError: an argument is of the wrong type or range.
 
     Reference: Glorot and Bengio, AISTATS 2010.
     """
-    check_count("channels", channels)
-    check_count("size", size, minimum=2)
-    check_count("classes", classes, minimum=2)
+    check_count("channels", channels, maximum=MOST)
+    check_count("size", size, minimum=2, maximum=MOST)
+    check_count("classes", classes, minimum=2, maximum=MOST)
+    source = source_of(generator)
     # skip_init: torch's own initialisation would draw from the caller's global generator
     net = nn.Sequential(
         OrderedDict(
@@ -131,7 +134,7 @@ def digit_net(
     )
     for name, parameter in net.named_parameters():
         if name.endswith("weight"):
-            nn.init.xavier_uniform_(parameter, generator=generator or default_generator)
+            nn.init.xavier_uniform_(parameter, generator=source)
         else:
             nn.init.zeros_(parameter)
     # channels-last convolutions are the faster ones on current CPUs and GPUs

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from torch import Tensor
 
+from advlib.runtime import check_count
+
 if TYPE_CHECKING:
     from advlib.training import History, TrainingMonitor
 
@@ -47,6 +49,8 @@ class FigureMonitor:
 
     def start(self, epochs: int, iterations: int) -> None:
         """Training begins: so many epochs of so many iterations."""
+        check_count("epochs", epochs, minimum=0)
+        check_count("iterations", iterations, minimum=0)
         self.stop_requested = False
         self.epochs = epochs
         self.iterations = iterations
@@ -89,6 +93,8 @@ class TerminalMonitor(FigureMonitor):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """Write to `stream`, by default the standard error."""
+        if stream is not None and not hasattr(stream, "isatty"):
+            raise TypeError(f"stream must be a text stream, got {type(stream).__name__}")
         self.stream = stream or sys.stderr
         super().__init__()
 

@@ -12,7 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from advlib.evaluation import predict
-from advlib.runtime import check_count, check_images, check_labels, check_number
+from advlib.runtime import (
+    check_count,
+    check_images,
+    check_labels,
+    check_list,
+    check_logits,
+    check_mapping,
+    check_names,
+    check_number,
+    check_numbers,
+    check_pair,
+    check_tensor,
+    check_text,
+    evaluation_mode,
+)
+
+MOST_CLASSES = 1000  # in a confusion matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +50,18 @@ def show_images(
 
     One channel is drawn with the colour map `colour` between `limits`; three are drawn as RGB.
     """
+    from matplotlib import colormaps
+
     _check_pictures(x)
     check_count("columns", columns)
-    if titles is not None and len(titles) != len(x):
-        raise ValueError(f"titles must have one entry per image ({len(x)}), got {len(titles)}")
+    check_names("titles", titles, len(x))
+    check_pair("limits", limits)
+    if not isinstance(colour, str) or colour not in colormaps:
+        raise ValueError(f"colour must be the name of a matplotlib colour map, got {colour!r}")
     axes, figure = _grid(len(x), columns)
     for i, (axis, image) in enumerate(zip(axes, x.detach().cpu(), strict=False)):
         _draw(axis, image, limits, colour)
-        if titles is not None:
+        if titles:
             axis.set_title(titles[i], fontsize=9)
     return figure
 
@@ -53,6 +73,8 @@ def show_predictions(
     _check_pictures(x)
     check_labels(y, x)
     check_count("columns", columns)
+    with evaluation_mode(model):
+        check_names("classes", classes, check_logits(model, x, y))
     predictions = predict(model, x).tolist()
     axes, figure = _grid(len(x), columns)
     pairs = zip(axes, x.detach().cpu(), predictions, y.tolist(), strict=False)
@@ -70,9 +92,9 @@ def show_gradients(x: Tensor, gradients: Mapping[str, Tensor]) -> "Figure":
     Each gradient is scaled by its own largest entry: red raises the loss, blue lowers it.
     """
     _check_pictures(x, channels=(1,))
+    check_mapping("gradients", gradients)
     for name, gradient in gradients.items():
-        if gradient.shape != x.shape:
-            raise ValueError(f"gradients[{name!r}] must have the shape of x, got {gradient.shape}")
+        _check_like(f"gradients[{name!r}]", gradient, x)
     figure, axes = _subplots(
         1 + len(gradients), len(x), figsize=(1.1 * len(x) + 0.8, 1.25 * (1 + len(gradients)))
     )
@@ -113,8 +135,7 @@ def attack_view(
 
     _check_view(x, y, attacked, logits, classes)
     check_number("eps", eps)
-    if not limits[0] < limits[1]:
-        raise ValueError(f"limits must be (low, high) with low < high, got {limits}")
+    check_pair("limits", limits)
     colours = LinearSegmentedColormap.from_list("change", [BLUE, "white", ORANGE])
     low, high = limits
     figure, axes = _subplots(len(attacked), 3, figsize=(7.2, 2.5 * len(attacked)))
@@ -151,6 +172,8 @@ def attack_view(
 
 def loss_curve(losses: Sequence[float], iterations_per_epoch: int = 1) -> "Figure":
     """Show the loss of each iteration and its mean over each epoch, against the epoch."""
+    losses = check_numbers("losses", losses, finite=False)
+    check_count("iterations_per_epoch", iterations_per_epoch, minimum=0)
     figure, axis = _single(figsize=(6, 3))
     per_epoch = max(iterations_per_epoch, 1)
     epochs = [(i + 1) / per_epoch for i in range(len(losses))]
@@ -175,15 +198,17 @@ def accuracy_curves(
     intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> "Figure":
     """Show one line of accuracies per name against `values`, with a band where there is one."""
-    for name, line in accuracies.items():
-        if len(line) != len(values):
-            raise ValueError(f"accuracies[{name!r}] must have {len(values)} values")
+    values = check_numbers("values", values)
+    lines = _lines("accuracies", accuracies, len(values))
+    bands = _bands("intervals", {} if intervals is None else intervals, len(values))
+    check_text("xlabel", xlabel)
+    check_text("ylabel", ylabel)
     figure, axis = _single(figsize=(6, 3.4))
-    for i, (name, line) in enumerate(accuracies.items()):
+    for i, (name, line) in enumerate(lines.items()):
         colour, marker, style = SERIES[i % len(SERIES)]
         axis.plot(values, line, color=colour, marker=marker, linestyle=style, label=name)
-        if intervals is not None and name in intervals:
-            low, high = zip(*intervals[name], strict=True)
+        if name in bands:
+            low, high = zip(*bands[name], strict=True)
             axis.fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.03))
     axis.legend(frameon=False)
@@ -192,6 +217,13 @@ def accuracy_curves(
 
 def bars(values: Mapping[str, Mapping[str, float]], *, xlabel: str, digits: int = 1) -> "Figure":
     """Show groups of horizontal bars, each with its number: group name, bar name, length."""
+    check_mapping("values", values)
+    for title, group in values.items():
+        check_mapping(f"values[{title!r}]", group)
+        for name, length in group.items():
+            check_number(f"values[{title!r}][{name!r}]", length, -math.inf)
+    check_text("xlabel", xlabel)
+    check_count("digits", digits, minimum=0, maximum=20)
     names = list(dict.fromkeys(name for group in values.values() for name in group))
     figure, axis = _single(figsize=(6, 0.5 + 0.22 * len(values) * (len(names) + 1)))
     for i, name in enumerate(names):
@@ -211,6 +243,10 @@ def bars(values: Mapping[str, Mapping[str, float]], *, xlabel: str, digits: int 
 
 def intervals(rows: Mapping[str, tuple[float, float, float]], *, xlabel: str) -> "Figure":
     """Show a fraction per name, with its interval: name to (fraction, low, high)."""
+    for name, row in _lines("rows", rows, 3).items():
+        if not 0 <= row[1] <= row[2] <= 1 or not 0 <= row[0] <= 1:
+            raise ValueError(f"rows[{name!r}] must be (fraction, low, high), got {row}")
+    check_text("xlabel", xlabel)
     figure, axis = _single(figsize=(6, 0.9 + 0.36 * len(rows)))
     for i, (value, low, high) in enumerate(rows.values()):
         axis.plot([low, high], [i, i], color=BLUE, marker="|", markersize=9)
@@ -232,11 +268,16 @@ def panels(
     ylabel: str,
 ) -> "Figure":
     """Show a panel per name, and in it up to four lines by name against `values`, from 0 to 1."""
+    values = check_numbers("values", values)
+    check_mapping("lines", lines)
+    if not lines:
+        raise ValueError("lines must hold at least one panel")
     for title, panel in lines.items():
-        if len(panel) > len(SERIES) or any(len(line) != len(values) for line in panel.values()):
-            raise ValueError(
-                f"lines[{title!r}] must have at most {len(SERIES)} lines of {len(values)} values"
-            )
+        _lines(f"lines[{title!r}]", panel, len(values))
+        if len(panel) > len(SERIES):
+            raise ValueError(f"lines[{title!r}] must have at most {len(SERIES)} lines")
+    check_text("xlabel", xlabel)
+    check_text("ylabel", ylabel)
     # below each other, as the text of panels side by side would be too small on a phone
     figure, axes = _subplots(len(lines), 1, figsize=(5, 2.1 * len(lines) + 0.8), sharex=True)
     for axis, (title, panel) in zip(axes[:, 0], lines.items(), strict=True):
@@ -256,6 +297,8 @@ def panels(
 
 def relu_relaxation(lower: float, upper: float) -> "Figure":
     """Draw ReLU between `lower` < 0 and `upper` > 0, the chord above and the line below it."""
+    check_number("lower", lower, -math.inf)
+    check_number("upper", upper, -math.inf)
     if not lower < 0 < upper:
         raise ValueError(f"lower and upper must lie on both sides of 0, got {lower} and {upper}")
     figure, axis = _single(figsize=(4.6, 3))
@@ -278,10 +321,22 @@ def confusion_matrix(
     predictions: Tensor, y: Tensor, *, classes: Sequence[str] | None = None
 ) -> "Figure":
     """Count what each class is taken for; the diagonal, which is right, is left pale."""
-    if predictions.ndim != 1 or predictions.shape != y.shape:
-        given = f"{tuple(predictions.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"predictions and y must have the same shape (n,), got {given}")
-    names = classes or [str(i) for i in range(int(max(y.max(), predictions.max())) + 1)]
+    for name, value in (("predictions", predictions), ("y", y)):
+        check_tensor(name, value)
+        if value.dtype != torch.int64 or value.ndim != 1:
+            given = f"{value.dtype}, {tuple(value.shape)}"
+            raise TypeError(f"{name} must be int64 class numbers (n,), got {given}")
+    if predictions.shape != y.shape or len(y) == 0:
+        given = f"{len(predictions)} and {len(y)}"
+        raise ValueError(f"predictions and y must be of the same images, got {given}")
+    for name, value in (("predictions", predictions), ("y", y)):
+        if value.min() < 0 or value.max() >= MOST_CLASSES:
+            raise ValueError(f"{name} must be from 0 to {MOST_CLASSES - 1}")
+    count = int(max(y.max(), predictions.max())) + 1
+    check_names("classes", classes)
+    if classes and len(classes) < count:
+        raise ValueError(f"classes must hold {count} names or more, got {len(classes)}")
+    names = classes or [str(i) for i in range(count)]
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     counts.index_put_((y.cpu(), predictions.cpu()), torch.tensor(1), accumulate=True)
     wrong = counts.clone().fill_diagonal_(0)
@@ -307,6 +362,7 @@ def targeted_grid(x: Tensor, reached: Tensor) -> "Figure":
     side = math.isqrt(len(x))
     if side**2 != len(x):
         raise ValueError(f"x must hold a square number of images, got {len(x)}")
+    check_tensor("reached", reached)
     if reached.shape != x.shape[:1] or reached.dtype != torch.bool:
         given = f"{tuple(reached.shape)}, {reached.dtype}"
         raise ValueError(f"reached must be bool of shape ({len(x)},), got {given}")
@@ -329,8 +385,11 @@ def linear_margin(w: Tensor, b: float, x: Tensor, *, eps: float) -> "Figure":
     """Draw a linear model on two pixels, the eps-square around `x`, and its worst corner."""
     from matplotlib.patches import Rectangle
 
-    if w.shape != (2,) or x.shape != (2,):
-        raise ValueError(f"w and x must have shape (2,), got {tuple(w.shape)} and {tuple(x.shape)}")
+    for name, value in (("w", w), ("x", x)):
+        _check_like(name, value, torch.empty(2))
+    check_number("b", b, -math.inf)
+    check_number("eps", eps)
+    w, x = (value.detach().cpu().float() for value in (w, x))
     figure, axis = _single(figsize=(4.6, 4.2))
     side = torch.linspace(0, 1, 101)
     margin = w[0] * side[None, :] + w[1] * side[:, None] + b
@@ -351,6 +410,10 @@ def projection_picture(eps: float = 0.1, alpha: float = 0.06, steps: int = 4) ->
     """Draw BIM in two pixels: steps along the sign, and projections where one leaves the ball."""
     from matplotlib.patches import Rectangle
 
+    if check_number("eps", eps) == 0:
+        raise ValueError("eps must be above 0")
+    check_number("alpha", alpha)
+    check_count("steps", steps, maximum=100)
     figure, axis = _single(figsize=(4.6, 4.2))
     axis.add_patch(Rectangle((-eps, -eps), 2 * eps, 2 * eps, fill=False, color=BLUE, linewidth=2))
     signs = [(1, 1), (1, -1), (1, 1), (-1, 1)]
@@ -381,19 +444,55 @@ def _check_view(x: Any, y: Any, attacked: Any, logits: Any, classes: Sequence[st
     check_labels(y, x)
     if len(x) != 1:
         raise ValueError(f"x must hold one image, got {len(x)}")
+    check_mapping("attacked", attacked)
+    check_mapping("logits", logits)
     if not attacked:
         raise ValueError("attacked must hold an image for at least one network")
     if set(logits) != set(attacked):
-        raise ValueError(f"logits must have the names of attacked, got {', '.join(logits)}")
+        raise ValueError(f"logits must have the names of attacked, got {list(logits)}")
     for name, image in attacked.items():
-        if image.shape != x.shape:
-            raise ValueError(f"attacked[{name!r}] must have the shape of x, got {image.shape}")
+        _check_like(f"attacked[{name!r}]", image, x)
         scores = logits[name]
+        check_images(scores, name=f"logits[{name!r}]")
         if scores.ndim != 2 or len(scores) != 1:
             raise ValueError(f"logits[{name!r}] must have shape (1, classes), got {scores.shape}")
-        if classes and len(classes) != scores.shape[1]:
-            given = f"{len(classes)} for {scores.shape[1]} logits"
-            raise ValueError(f"classes must have one name per logit, got {given}")
+        if int(y) >= scores.shape[1]:
+            raise ValueError(f"y must be below the {scores.shape[1]} classes, got {int(y)}")
+        check_names("classes", classes, scores.shape[1])
+
+
+def _check_like(name: str, value: Any, x: Tensor) -> None:
+    """Accept a floating tensor in the shape of `x`, finite."""
+    check_tensor(name, value)
+    if value.shape != x.shape or not value.is_floating_point() or value.dtype.itemsize < 2:
+        wanted, given = tuple(x.shape), f"{tuple(value.shape)}, {value.dtype}"
+        raise ValueError(f"{name} must be floating point of shape {wanted}, got {given}")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+
+def _lines(name: str, lines: Any, length: int) -> dict[Any, list[float]]:
+    """Lists of so many numbers, by name."""
+    check_mapping(name, lines)
+    found = {key: check_numbers(f"{name}[{key!r}]", line) for key, line in lines.items()}
+    for key, line in found.items():
+        if len(line) != length:
+            raise ValueError(f"{name}[{key!r}] must have {length} values, got {len(line)}")
+    return found
+
+
+def _bands(name: str, bands: Any, length: int) -> dict[Any, Any]:
+    """Lists of so many pairs (low, high), by name."""
+    check_mapping(name, bands)
+    for key, pairs in bands.items():
+        check_list(f"{name}[{key!r}]", pairs, "pairs (low, high)")
+        if len(pairs) != length:
+            raise ValueError(f"{name}[{key!r}] must have {length} pairs, got {len(pairs)}")
+        for i, pair in enumerate(pairs):
+            numbers = check_numbers(f"{name}[{key!r}][{i}]", pair)
+            if len(numbers) != 2 or numbers[0] > numbers[1]:
+                raise ValueError(f"{name}[{key!r}][{i}] must be (low, high), got {pair!r}")
+    return dict(bands)
 
 
 def _arrow(

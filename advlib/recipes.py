@@ -35,12 +35,32 @@ from advlib import (
 )
 from advlib.attacks import bim, common, fgsm, gradient, n_fgsm, pgd
 from advlib.collapse import fgsm_against_pgd
-from advlib.data import DIGITS_SHA256, Batches, Images, load_data, shifted
+from advlib.data import DIGITS_SHA256, TORCHVISION, Batches, Images, load_data, shifted
 from advlib.engine import graphs, passes
 from advlib.evaluation import accuracy
 from advlib.models import digit_net, preact_resnet18
-from advlib.runtime import Attack, Bounds, check_choice, pick_device
-from advlib.training import History, Loss, TrainingMonitor, cyclic, fit, state, step
+from advlib.runtime import (
+    Attack,
+    Bounds,
+    check_bounds,
+    check_choice,
+    check_count,
+    check_device,
+    check_flag,
+    check_list,
+    check_number,
+    check_path,
+)
+from advlib.training import (
+    History,
+    Loss,
+    TrainingMonitor,
+    check_monitor,
+    cyclic,
+    fit,
+    state,
+    step,
+)
 from advlib.verification import layers
 
 EPS = 0.1
@@ -89,8 +109,17 @@ class Recipe:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown word."""
+        """Refuse what no training can be made of."""
+        check_count("seed", self.seed, minimum=0)
+        for name in ("images", "epochs", "batch_size"):
+            check_count(name, getattr(self, name))
+        for name in ("lr", "momentum", "eps", "alpha", "weight_decay"):
+            check_number(name, getattr(self, name))
+        for name in ("random_start", "cyclic", "augment"):
+            check_flag(name, getattr(self, name))
+        check_bounds(self.bounds)
         check_choice("method", self.method, METHODS)
+        check_choice("data", self.data, ["digits", *TORCHVISION])
         check_choice("network", self.network, list(NETWORKS))
         check_choice("precision", self.precision, ("float32", "mixed"))
 
@@ -227,7 +256,12 @@ def train(
 
     A run that is interrupted returns the network trained so far and is not cached.
     """
-    target = pick_device(device)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
+    check_monitor(monitor)
+    if checkpoint is not None:
+        check_path("checkpoint", checkpoint)
+    target = check_device("device", device)
     path = cache_folder() / f"net-{_digest(recipe, target)}.pt"
     net = recipe.net()
     history = _load(path, net)
@@ -253,10 +287,15 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
 
     "printed" follows the source with its slips, in training and testing; "corrected" is ours.
     """
+    check_list("seeds", seeds, "int")
+    if not seeds:
+        raise ValueError("seeds must hold at least one")
+    for i, seed in enumerate(seeds):
+        check_count(f"seeds[{i}]", seed, minimum=0)
     found: dict[str, Any] = {
         "seeds": list(seeds),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
-        if pick_device(device).type != "cuda"
+        if check_device("device", device).type != "cuda"
         else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "printed": {},
@@ -354,12 +393,13 @@ def _code() -> str:
 
 def _load(path: Path, net: nn.Module) -> History | None:
     """Fill `net` from the cache; None if there is no file, or, after a warning, no good one."""
-    if not path.exists():
-        return None
     try:
         saved = files.read(path)
+        history = state.read_history(saved.get("history"), path)
         files.fill(net, saved.get("net"), path)
-        return History(**saved["history"])
+        return history
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
         warnings.warn(f"training the network again: {error}", stacklevel=3)
         return None

@@ -21,9 +21,13 @@ from advlib.evaluation import correct, wilson_interval
 from advlib.runtime import (
     Attack,
     Bounds,
+    check_attacked,
     check_bounds,
     check_choice,
     check_count,
+    check_flag,
+    check_function,
+    check_mapping,
     check_number,
     evaluation_mode,
     uniform,
@@ -176,14 +180,12 @@ def robustness_report(
     References: Carlini et al., 2019, arXiv:1902.06705, for what an evaluation should contain;
     Athalye et al., ICML 2018, arXiv:1802.00420, for the signs of masked gradients.
     """
-    check_attack_input(model, x, y, bounds, norm)
-    check_number("eps", eps)
+    classes = check_attack_input(model, x, y, bounds, norm)
+    check_number("eps", eps, maximum=torch.finfo(x.dtype).max)
     check_count("batch_size", batch_size)
     check_count("seed", seed, minimum=0)
     x = x.detach()
     if attacks is None:
-        with evaluation_mode(model):
-            classes = engine.logits(model, x[:1]).shape[1]
         attacks = standard_attacks(
             eps=eps, norm=norm, bounds=bounds, seed=seed, classes=classes, black_box=x.ndim == 4
         )
@@ -226,6 +228,7 @@ def standard_attacks(
     """
     check_number("eps", eps)
     check_choice("norm", norm, list(BALLS))
+    check_flag("black_box", black_box)
     check_bounds(bounds)
     check_count("seed", seed, minimum=0)
     check_count("classes", classes, minimum=2)
@@ -410,8 +413,7 @@ def _held(
 ) -> Tensor:
     """Run an attack, and refuse what it returns if it took more than it may."""
     x_adv = attack(model, x, y)
-    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-        return x_adv  # `correct` says what is wrong
+    check_attacked(f"attacks[{name!r}]", x_adv, x)
     change = (x_adv - x).flatten(1)
     sizes = change.norm(dim=1) if norm == "l2" else change.abs().amax(1)
     rounding = torch.finfo(x.dtype).eps * x.abs().max() * change.shape[1] ** 0.5
@@ -425,13 +427,11 @@ def _held(
 
 
 def _check_attacks(attacks: Any) -> None:
-    if not isinstance(attacks, Mapping):
-        raise TypeError(f"attacks must map names to attacks, got {type(attacks).__name__}")
+    check_mapping("attacks", attacks)
     for name, attack in attacks.items():
         if not isinstance(name, str):
             raise TypeError(f"attacks must have names of type str, got {name!r}")
-        if not callable(attack):
-            raise TypeError(f"attacks[{name!r}] must be callable, got {type(attack).__name__}")
+        check_function(f"attacks[{name!r}]", attack)
         if name in ("none", "worst case"):
             raise ValueError(f"attacks must not be called {name!r}: the report has such a row")
 

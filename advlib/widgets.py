@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from advlib import engine
 from advlib.attacks import input_gradient
-from advlib.attacks.common import check_attack_input, project
+from advlib.attacks.common import project
 from advlib.plots import attack_view
 from advlib.runtime import (
     Bounds,
     check_bounds,
     check_count,
     check_images,
+    check_labels,
+    check_logits,
+    check_names,
     check_number,
     evaluation_mode,
 )
@@ -66,15 +69,19 @@ def attack_lab(
     check_images(x, bounds)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (n, 1 or 3, h, w), got {tuple(x.shape)}")
-    for name, model in named.items():
-        check_attack_input(model, x, y, bounds)
-        count = _scores(model, x[:1]).shape[1]
-        if classes and len(classes) != count:
-            given = f"{len(classes)} for the {count} of {name}"
-            raise ValueError(f"classes must name each class, got {given}")
+    check_labels(y, x)
     if check_number("eps", eps) == 0:
         raise ValueError("eps must be above 0")
     check_count("steps", steps)
+    for name, model in named.items():
+        try:
+            with evaluation_mode(model):
+                count = check_logits(model, x)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"models[{name!r}]: {error}") from error
+        if y.max() >= count:
+            raise ValueError(f"y must be below the {count} classes of {name}, got {int(y.max())}")
+        check_names("classes", classes, count)
     return _Lab(ipywidgets, named, x.detach(), y, eps, steps, bounds, classes).box
 
 

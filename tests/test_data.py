@@ -1,26 +1,17 @@
 """The shipped digits, data sets in their real on-disk formats, and batches."""
 
-import gzip
 import hashlib
-import http.server
-import pickle
-import shutil
-import struct
-import threading
-from contextlib import contextmanager
-from functools import partial
 from importlib import resources
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import cuda, global_rng
+from datasets import FILES, SETS, archives, point_at, serving, write
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision import datasets
 
 from advlib import Batches, data, load_data
+from advlib.data import shifted
 
 # The shipped digits
 
@@ -70,78 +61,6 @@ def test_a_damaged_digits_file_is_refused_by_name(tmp_path, monkeypatch):
 # torchvision's data sets, written by us in their own formats
 
 
-def pixels(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write_idx(folder, monkeypatch, cls):
-    """Write four idx files, packed and extracted, and make torchvision expect their MD5."""
-    folder = folder / cls.__name__ / "raw"
-    folder.mkdir(parents=True)
-    checksums, written = [], {}
-    for part, n in (("train", 12), ("t10k", 7)):
-        labels = np.arange(n, dtype=np.uint8) % 10
-        arrays = {"images-idx3": pixels(n, 28, 28), "labels-idx1": labels}
-        for kind, array in arrays.items():
-            header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
-            name = f"{part}-{kind}-ubyte"
-            packed = gzip.compress(header + array.tobytes(), mtime=0)
-            (folder / name).write_bytes(header + array.tobytes())
-            (folder / f"{name}.gz").write_bytes(packed)
-            checksums.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-            written[part, kind] = array
-    monkeypatch.setattr(cls, "resources", checksums)
-    return [
-        (written[part, "images-idx3"][:, None], written[part, "labels-idx1"])
-        for part in ("train", "t10k")
-    ]
-
-
-def write_cifar(folder, monkeypatch, cls):
-    """Write six pickled batches and the names, and make torchvision expect their MD5."""
-    folder = folder / cls.base_folder
-    folder.mkdir(parents=True)
-
-    def write(name, content):
-        packed = pickle.dumps(content, protocol=2)
-        (folder / name).write_bytes(packed)
-        return hashlib.md5(packed).hexdigest()
-
-    rows, y = pixels(18, 3072), np.arange(18) % 10
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    checksums = []
-    for i, name in enumerate(names):
-        part = slice(3 * i, 3 * i + 3)
-        digest = write(name, {"data": rows[part], "labels": y[part].tolist()})
-        checksums.append([name, digest])
-    classes = [f"class {i}" for i in range(10)]
-    digest = write("batches.meta", {"label_names": classes})
-    monkeypatch.setattr(cls, "train_list", checksums[:5])
-    monkeypatch.setattr(cls, "test_list", checksums[5:])
-    monkeypatch.setattr(cls, "meta", cls.meta | {"md5": digest})
-    images = rows.reshape(18, 3, 32, 32)  # a row holds all reds, then greens, then blues
-    return [(images[:15], y[:15]), (images[15:], y[15:])]
-
-
-SETS = {
-    "mnist": (datasets.MNIST, write_idx),
-    "fashion-mnist": (datasets.FashionMNIST, write_idx),
-    "cifar10": (datasets.CIFAR10, write_cifar),
-}
-IDX = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
-IDX_FILES = [name + end for name in IDX for end in ("", ".gz")]
-CIFAR_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
-FILES = [
-    *((name, file) for name in ("mnist", "fashion-mnist") for file in IDX_FILES),
-    *(("cifar10", file) for file in CIFAR_FILES),
-]
-
-
-def write(name, root, monkeypatch):
-    cls, writer = SETS[name]
-    return writer(root, monkeypatch, cls)
-
-
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_in_torchvisions_format_arrives_pixel_by_pixel(name, tmp_path, monkeypatch):
     written = write(name, tmp_path, monkeypatch)
@@ -175,36 +94,10 @@ def test_a_missing_or_damaged_file_is_named_with_what_to_do(
         load_data(name, root=tmp_path)
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@contextmanager
-def serving(folder):
-    handler = partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=partial(server.serve_forever, 0.01), daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-def point_at(name, port, monkeypatch):
-    cls = SETS[name][0]
-    monkeypatch.setattr(cls, "mirrors", [f"http://127.0.0.1:{port}/"], raising=False)
-    monkeypatch.setattr(cls, "url", f"http://127.0.0.1:{port}/cifar.tar.gz", raising=False)
-
-
 @pytest.mark.parametrize("name", SETS)
 def test_download_fetches_checks_and_reads(name, tmp_path, monkeypatch):
     write(name, tmp_path / "made", monkeypatch)
-    served = tmp_path / "served"
-    served.mkdir()
-    for path in (tmp_path / "made").rglob("*.gz"):
-        shutil.copy(path, served)
-    archive = shutil.make_archive(str(served / "cifar"), "gztar", tmp_path / "made")
-    digest = hashlib.md5(Path(archive).read_bytes()).hexdigest()
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", digest)
+    served = archives(tmp_path / "made", monkeypatch)
     with serving(served) as port:
         point_at(name, port, monkeypatch)
         train, test = load_data(name, root=tmp_path / "new", download=True, device="cpu")
@@ -319,3 +212,36 @@ def test_batches_and_data_on_cuda_stay_there_in_the_cpus_order():
     assert all(
         a.is_cuda and torch.equal(b.cpu(), d) for (a, b), (_, d) in zip(device, host, strict=True)
     )
+
+
+# Augmentation
+
+
+def test_shifted_moves_each_image_within_its_range_and_mirrors_some():
+    x = torch.zeros(400, 1, 7, 9)
+    x[:, :, 3, 4] = 1  # one white pixel in the middle
+    x[:, :, 3, 5] = 0.5  # and a grey one to its right
+    found = shifted(x, most=2, generator=torch.Generator().manual_seed(0))
+    assert found.shape == x.shape
+    places, mirrored = set(), 0
+    for image in found[:, 0]:
+        (row, column), (grey_row, grey) = (image == 1).nonzero()[0], (image == 0.5).nonzero()[0]
+        assert image.sum() == 1.5
+        assert grey_row == row
+        assert abs(grey - column) == 1
+        places.add((int(row) - 3, int(column) - 4))
+        mirrored += int(grey < column)
+    assert places == {(down, across) for down in range(-2, 3) for across in range(-2, 3)}
+    assert 160 < mirrored < 240
+
+
+def test_shifted_leaves_black_behind_and_draws_from_its_generator():
+    x, before = torch.ones(50, 3, 6, 6), global_rng()
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    one, same, other = (shifted(x, most=3, generator=generator) for generator in generators)
+    assert global_rng() == before
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert set(one.unique().tolist()) == {0.0, 1.0}
+    assert one[:, 0].sum((1, 2)).min() >= 9  # at most three rows and columns are lost
+    assert torch.equal(shifted(x, most=0, generator=generators[0]), x)

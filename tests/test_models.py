@@ -7,7 +7,7 @@ import torch
 from conftest import global_rng
 from torch import nn
 
-from advlib import Normalize, digit_net
+from advlib import Normalize, digit_net, preact_resnet18
 
 
 def net(seed=0, **options):
@@ -59,6 +59,42 @@ def test_weights_come_from_the_generator_and_the_global_rng_stays():
 def test_digit_net_names_a_bad_size(name, value):
     with pytest.raises((TypeError, ValueError), match=name):
         digit_net(**{name: value})
+
+
+def test_preact_resnet18_is_the_usual_one():
+    net = preact_resnet18()
+    assert sum(p.numel() for p in net.parameters()) == 11_172_170
+    x = torch.rand(2, 3, 32, 32)
+    assert net(x).shape == (2, 10)
+    assert preact_resnet18(classes=7, mean=[0.5], std=[0.5], width=4)(x[:, :1]).shape == (2, 7)
+
+
+def test_preact_resnet18_adds_two_convolutions_to_each_shortcut():
+    """One block against the formula of the paper, and the whole against its blocks."""
+    net = preact_resnet18(width=4, generator=torch.Generator().manual_seed(1)).eval()
+    x = torch.rand(2, 3, 8, 8)
+    normalize, conv, *blocks, norm, relu, _, _, linear = net
+    assert [type(b).__name__ for b in blocks] == ["_Block"] * 8
+    out = conv(normalize(x))
+    for block in blocks:
+        active = block.norm1(out).clamp(min=0)
+        within = block.conv2(block.norm2(block.conv1(active)).clamp(min=0))
+        out = within + (out if block.shortcut is None else block.shortcut(active))
+    torch.testing.assert_close(linear(relu(norm(out)).mean((2, 3))), net(x))
+    assert [b.shortcut is None for b in blocks] == [True, True, False, True] + [False, True] * 2
+    assert out.shape == (2, 32, 1, 1)
+
+
+def test_preact_resnet18_draws_from_its_generator_only():
+    before = global_rng()
+    one, same, other = (
+        preact_resnet18(width=2, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
+    assert global_rng() == before
+    for a, b in zip(one.parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(one[1].weight, other[1].weight)
+    assert one[1].weight.std().item() == pytest.approx((2 / 27) ** 0.5, rel=0.3)  # He et al.
 
 
 def test_normalize_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel():

@@ -90,21 +90,20 @@ def apgd(
 
     Reference: Croce and Hein, ICML 2020, arXiv:2003.01690.
     """
-    check_attack_input(model, x, y, bounds, norm)
+    classes = check_attack_input(model, x, y, bounds, norm, generator, targeted=targeted)
     for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
         check_count(name, value)
     check_choice("loss", loss, list(LOSSES))
     if targeted and loss != "ce":
         raise ValueError(f"loss must be 'ce' with targeted=True, got {loss!r}")
-    eps = budget_per_image("eps", eps, x)
     objective, least = (to_target, 2) if targeted else LOSSES[loss]
+    if classes < least:
+        raise ValueError(f"loss {loss!r} needs at least {least} classes, got {classes}")
+    eps = budget_per_image("eps", eps, x)
     x = x.detach()
     x_adv = x.clone()
     with evaluation_mode(model):
         scores = engine.logits(model, x)
-        classes = scores.shape[1]
-        if classes < least:
-            raise ValueError(f"loss {loss!r} needs at least {least} classes, got {classes}")
         others = scores.scatter(1, y.unsqueeze(1), -torch.inf).argsort(1, descending=True)
         standing = indices(~is_broken(scores, y, targeted))
         targets = min(targets, classes - 1) if loss == "targeted-dlr" else 1

@@ -41,7 +41,7 @@ def autoattack(
 
     Reference: Croce and Hein, ICML 2020, arXiv:2003.01690.
     """
-    check_attack_input(model, x, y, bounds, norm)
+    classes = check_attack_input(model, x, y, bounds, norm, generator)
     check_count("steps", steps)
     check_count("queries", queries)
     budget("eps", eps, x)
@@ -49,7 +49,7 @@ def autoattack(
     with evaluation_mode(model):
         scores = engine.logits(model, x_adv)
         standing = indices(~is_broken(scores, y))
-        for attack in parts(scores.shape[1], norm, steps, queries, x.ndim == 4).values():
+        for attack in parts(classes, norm, steps, queries, x.ndim == 4).values():
             if len(standing) == 0:
                 break
             x_adv[standing] = attack(

@@ -10,13 +10,16 @@ from advlib.runtime import (
     Bounds,
     check_bounds,
     check_choice,
+    check_flag,
     check_images,
     check_labels,
     check_logits,
     check_model,
     check_number,
+    check_tensor,
     draw,
     evaluation_mode,
+    source_of,
     uniform,
 )
 
@@ -92,22 +95,34 @@ def leads(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def check_attack_input(
-    model: Any, x: Any, y: Any, bounds: Bounds = None, norm: Any = "linf"
-) -> None:
-    """Check what every attack is given, without a trace on the model."""
+    model: Any,
+    x: Any,
+    y: Any,
+    bounds: Bounds = None,
+    norm: Any = "linf",
+    generator: Any = None,
+    **flags: Any,
+) -> int:
+    """Check what every attack is given, without a trace on the model; return how many classes."""
     check_model(model)
     check_bounds(bounds)
     check_choice("norm", norm, list(BALLS))
+    source_of(generator)
+    for name, flag in flags.items():
+        check_flag(name, flag)
     check_images(x, bounds)
     check_labels(y, x)
     with evaluation_mode(model):
-        check_logits(model, x, y)
+        return check_logits(model, x, y)
 
 
 def budget(name: str, value: Any, x: Tensor) -> Budget:
     """A number as it is; one value per image shaped to broadcast over that image's pixels."""
     if not isinstance(value, Tensor):
-        return check_number(name, value)
+        return check_number(name, value, maximum=torch.finfo(x.dtype).max)
+    check_tensor(name, value)
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must hold numbers, got {value.dtype}")
     if value.shape != x.shape[:1]:
         raise ValueError(f"{name} must be a number or have shape ({len(x)},), got {value.shape}")
     value = value.detach().to(x)

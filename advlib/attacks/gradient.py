@@ -77,7 +77,7 @@ def n_fgsm(
 
     Reference: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
     """
-    check_attack_input(model, x, y, bounds)
+    check_attack_input(model, x, y, bounds, generator=generator)
     check_number("noise", noise)
     eps = budget("eps", eps, x)
     alpha = eps if alpha is None else budget("alpha", alpha, x)
@@ -117,7 +117,8 @@ def bim(
 
     Reference: Kurakin et al., 2017, arXiv:1607.02533.
     """
-    check_attack_input(model, x, y, bounds, norm)
+    flags = {"random_start": random_start, "targeted": targeted, "early_exit": early_exit}
+    check_attack_input(model, x, y, bounds, norm, generator, **flags)
     check_count("steps", steps)
     eps, alpha = budget("eps", eps, x), budget("alpha", alpha, x)
     ball = BALLS[norm]

@@ -34,12 +34,12 @@ def square(
 
     Reference: Andriushchenko et al., ECCV 2020, arXiv:1912.00049.
     """
-    check_attack_input(model, x, y, bounds)
+    check_attack_input(model, x, y, bounds, generator=generator, targeted=targeted)
     if x.ndim != 4:
         raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
     check_count("queries", queries)
-    if not 0 < check_number("area", area) <= 1:
-        raise ValueError(f"area must be above 0 and at most 1, got {area}")
+    if check_number("area", area, maximum=1) == 0:
+        raise ValueError("area must be above 0")
     eps = budget_per_image("eps", eps, x)
     source = source_of(generator)
     x = x.detach()

@@ -16,11 +16,14 @@ from advlib.data import Batches
 from advlib.runtime import (
     Attack,
     check_count,
+    check_function,
     check_images,
     check_labels,
     check_logits,
     check_model,
     check_number,
+    check_path,
+    check_text,
     evaluation_mode,
     generators_in,
 )
@@ -129,6 +132,7 @@ def fit(
     }
     numbers: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
     _check(model, batches, epochs, numbers, functions, precision)
+    check_monitor(monitor)
     _check_keeping(evaluate, stop_when, keep_best, checkpoint, save_seconds, save_steps)
     run = Run(
         model,
@@ -194,6 +198,7 @@ def cyclic(progress: float) -> float:
 
     Reference: Wong et al., ICLR 2020, arXiv:2001.03994.
     """
+    check_number("progress", progress, maximum=1)
     return min(progress / 0.4, (1 - progress) / 0.6)
 
 
@@ -273,6 +278,14 @@ def _numbers(found: Any) -> dict[str, float]:
     return {str(name): float(value) for name, value in found.items()}
 
 
+def check_monitor(monitor: Any) -> None:
+    """Accept None, or what has all that `TrainingMonitor` names."""
+    needed = ("start", "step", "finish", "stop_requested")
+    missing = [name for name in needed if not hasattr(monitor, name)]
+    if monitor is not None and missing:
+        raise TypeError(f"monitor must have {missing[0]}, got {type(monitor).__name__}")
+
+
 def _check(
     model: Any,
     batches: Any,
@@ -286,9 +299,9 @@ def _check(
     for name, number in numbers.items():
         check_number(name, number)
     for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable, got {type(function).__name__}")
-    if precision not in (None, torch.bfloat16, torch.float16):
+        if function is not None:
+            check_function(name, function)
+    if not any(precision is known for known in (None, torch.bfloat16, torch.float16)):
         raise ValueError(
             f"precision must be torch.bfloat16, torch.float16 or None, got {precision}"
         )
@@ -319,12 +332,12 @@ def _check_shares(batches: Batches) -> None:
 def _check_keeping(
     evaluate: Any, stop_when: Any, keep_best: Any, path: Any, seconds: Any, steps: Any
 ) -> None:
-    if keep_best is not None and not isinstance(keep_best, str):
-        raise TypeError(f"keep_best must be a str, got {type(keep_best).__name__}")
+    if keep_best is not None:
+        check_text("keep_best", keep_best)
     if evaluate is None and (stop_when is not None or keep_best is not None):
         raise ValueError("evaluate must be given too: stop_when and keep_best go by its numbers")
-    if path is not None and not isinstance(path, (str, Path)):
-        raise TypeError(f"checkpoint must be a str or a Path, got {type(path).__name__}")
+    if path is not None:
+        check_path("checkpoint", path)
     check_number("save_seconds", seconds)
     if steps is not None:
         check_count("save_steps", steps)

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from advlib import checkpoint, distributed
 from advlib.data import Batches
-from advlib.runtime import check_model
+from advlib.runtime import check_model, check_path
 
 Metrics = dict[str, list[float]]
 
@@ -109,6 +110,20 @@ class Run:
             ],
         }
 
+    def fits(self, content: dict[str, Any]) -> bool:
+        """Whether the training can go on from `content`, its model aside."""
+        history, states, scaler = (content[k] for k in ("history", "states", "scaler"))
+        position = len(history["loss"]) - content["epoch"] * len(self.batches)
+        generators = [*self.generators[: len(states)], self.batches.generator]
+        return (
+            content["epoch"] >= 0
+            and 0 <= position <= len(self.batches)
+            and scaler.keys() == self.scaler.state_dict().keys()
+            and all(isinstance(value, (int, float)) for value in scaler.values())
+            and _are_momenta(content["optimizer"].get("state"), list(self.model.parameters()))
+            and all(map(_is_state_of, generators, [*states, content["order_state"]]))
+        )
+
     def restore(self, content: dict[str, Any]) -> None:
         """Go back to where `content` was taken, the model excepted."""
         groups = self.optimizer.state_dict()["param_groups"]  # as the settings say, which agree
@@ -156,6 +171,16 @@ class Saved:
                     f"checkpoint: {self.path} is of a training with {name}={before}, not {value}; "
                     "call fit as then, give another file, or delete this one"
                 )
+        found, here = len(content["states"]), len(self.run.generators)
+        if found != here:
+            raise ValueError(
+                f"checkpoint: {self.path} is of a training with {found} random generators, not "
+                f"{here}: go on with as many, and with as many GPUs in the machine"
+            )
+        if not self.run.fits(content):
+            raise ValueError(f"checkpoint: {self.path} can't be gone on from: delete it")
+        if content["best"]:
+            checkpoint.check(self.run.model, content["best"], self.path)
         checkpoint.fill(self.run.model, content["model"], self.path)
         self.run.restore(content)
 
@@ -188,18 +213,66 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> History:
         ValueError: it is none of `fit`'s, of another architecture, or from a newer advlib.
     """
     check_model(model)
-    if not isinstance(path, (str, Path)):
-        raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
-    content = _read_training(Path(path))
-    checkpoint.fill(model, content["best"] or content["model"], Path(path))
+    path = check_path("path", path)
+    content = _read_training(path)
+    checkpoint.fill(model, content["best"] or content["model"], path)
     return History(**content["history"])
+
+
+def read_history(saved: Any, path: Path) -> History:
+    """Return the history that `asdict` turned into `saved`, found in the file at `path`.
+
+    Raises:
+        ValueError: it is no history.
+    """
+    if not (
+        isinstance(saved, dict)
+        and saved.keys() == asdict(History()).keys()
+        and isinstance(saved["metrics"], dict)
+        and all(map(_are_floats, [saved["loss"], *saved["metrics"].values()]))
+        and isinstance(saved["stopped"], bool)
+        and isinstance(saved["kept_epoch"], (int, NoneType))
+    ):
+        raise ValueError(f"{path} holds no history of a training: delete it")
+    return History(**saved)
 
 
 def _read_training(path: Path) -> dict[str, Any]:
     content = checkpoint.read(path)
-    if not content.keys() >= {"model", "optimizer", "history", "best", "states", "settings"}:
-        raise ValueError(f"{path} holds no training of advlib's")
+    kinds = {"epoch": int, "ended": bool, "states": list, "order_state": Tensor}
+    kinds |= dict.fromkeys(("model", "optimizer", "scaler", "history", "best", "settings"), dict)
+    if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"{path} holds no training of advlib's: delete it, or give another file")
+    read_history(content["history"], path)
     return content
+
+
+def _are_floats(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, float) for value in values)
+
+
+def _are_momenta(found: Any, parameters: list[nn.Parameter]) -> bool:
+    """Whether `found` is SGD's state of some of these parameters."""
+    return isinstance(found, dict) and all(
+        i in range(len(parameters))
+        and isinstance(slots, dict)
+        and all(
+            value is None or (isinstance(value, Tensor) and value.shape == parameters[i].shape)
+            for value in slots.values()
+        )
+        for i, slots in found.items()
+    )
+
+
+def _is_state_of(generator: torch.Generator, state: Any) -> bool:
+    """Whether a generator of this kind can have this state; None stands for its own."""
+    if state is None:
+        return True
+    try:
+        torch.Generator(generator.device).set_state(state)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def described(batches: Batches, settings: dict[str, Any]) -> dict[str, str]:

@@ -21,7 +21,9 @@ from advlib.attacks.common import check_attack_input, indices, is_broken
 from advlib.runtime import (
     Attack,
     Bounds,
+    check_attacked,
     check_choice,
+    check_function,
     check_images,
     check_logits,
     check_model,
@@ -97,11 +99,8 @@ def output_bounds(
     """
     check_model(model)
     check_choice("method", method, METHODS)
-    for name, value in (("lower", lower), ("upper", upper)):
-        try:
-            check_images(value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from None
+    check_images(lower, name="lower")
+    check_images(upper, name="upper")
     if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.device != upper.device:
         raise ValueError(
             f"upper must have shape, dtype and device of lower, got {tuple(upper.shape)}, "
@@ -110,8 +109,7 @@ def output_bounds(
     if (lower > upper).any():
         raise ValueError("lower must not be above upper at any pixel")
     with evaluation_mode(model), torch.no_grad():
-        check_logits(model, lower)
-        classes = engine.logits(model, lower[:1]).shape[1]
+        classes = check_logits(model, lower, name="lower")
         layers = layers_of(model, lower)
         found = []
         for low, high in zip(lower.split(_BLOCK), upper.split(_BLOCK), strict=True):
@@ -166,8 +164,7 @@ def verify(
             bounds=bounds,
             generator=torch.Generator().manual_seed(0),
         )
-    elif not callable(attack):
-        raise TypeError(f"attack must be callable, got {type(attack).__name__}")
+    check_function("attack", attack)
     x, y = x.detach(), y.detach()
     with evaluation_mode(model):
         examples, verdicts = x.clone(), ["verified"] * len(x)
@@ -228,8 +225,11 @@ def interval_logits(
     """Worst logits that intervals allow over each image's ball, up to a common constant.
 
     The true class has zero, every other class as much as it may lead by. Differentiable in the
-    weights: for training (`advlib.losses.interval_loss`). Shape (n, classes).
+    weights: for training (`advlib.losses.interval_loss`). Shape (n, classes). Arguments and errors
+    as in `verify`.
     """
+    check_attack_input(model, x, y, bounds)
+    check_number("eps", eps)
     layers = layers_of(model, x, x.dtype)
     boxes = propagate(layers, _ball(x, eps, bounds, x.dtype))
     return -least(layers[-1:], boxes[-2:], _leads(y, boxes[-1].lower.shape[1], x.dtype))
@@ -257,8 +257,7 @@ def _counterexamples(
 ) -> Tensor:
     """What `attack` makes of each image; the image itself where that is too far, or not needed."""
     tried = attack(model, x, y)
-    if not isinstance(tried, Tensor) or tried.shape != x.shape:
-        raise ValueError(f"attack must return images of shape {tuple(x.shape)}")
+    check_attacked("attack", tried, x)
     box = _ball(x.double(), eps, bounds, x.dtype)
     inside = ((tried >= box.lower) & (tried <= box.upper)).flatten(1).all(1)
     counts = inside & ~is_broken(engine.logits(model, x), y)

@@ -16,7 +16,16 @@ from typing import Any
 import jupytext
 import nbformat
 from nbgrader.apps import NbGraderAPI
-from notebooks import add_cell, cells, empty_notebook, find_commit, find_slug, opening, read_book
+from notebooks import (
+    add_cell,
+    cells,
+    empty_notebook,
+    find_commit,
+    find_slug,
+    inside,
+    opening,
+    read_book,
+)
 from plain_inline import Book, Page
 from plain_markdown import FOLD
 from traitlets.config import Config
@@ -34,6 +43,7 @@ INTRODUCTION = """\
 These are the exercises of chapter {number}. First come the definitions they build on: run them, and leave them as they
 are. Write each answer where it says *your code here*, under the names that the exercise asks for. What you define is
 graded, not what you print."""  # noqa: E501 (a paragraph may be long)
+EDITIONS = ("source", "release")
 TIMEOUT = 900  # seconds a cell may take: some exercises train a network
 SETTINGS = f"""\
 # nbgrader reads this file. `make coursework` writes it once; then it is yours.
@@ -95,16 +105,17 @@ def chapters(book: Book) -> list[str]:
 
 def write_course(book: Book, folder: Path) -> NbGraderAPI:
     """Write both editions of every assignment into the course `folder`; returns its nbgrader."""
+    config, _ = (inside(folder, name) for name in ("nbgrader_config.py", "gradebook.db"))
     folder.mkdir(parents=True, exist_ok=True)
     # nbgrader looks for its database tool on the PATH, also where its environment isn't activated
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    if not (config := folder / "nbgrader_config.py").exists():
+    if not config.exists():
         config.write_text(SETTINGS, encoding="utf8")
     settings = {"CourseDirectory": {"root": str(folder.resolve())}, "Execute": {"timeout": TIMEOUT}}
     grader = NbGraderAPI(config=Config(settings))
     for name in chapters(book):
         short = name.rsplit("/", 1)[-1]
-        path = folder / "source" / short / f"{short}.ipynb"
+        path, _ = (inside(folder, f"{part}/{short}/{short}.ipynb") for part in EDITIONS)
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(assignment(name, book), path)
         done = grader.generate_assignment(short)

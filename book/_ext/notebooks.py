@@ -37,6 +37,8 @@ RAW_MYST = re.compile(
     re.M | re.X,
 )
 NOT_TEXT = re.compile(r"(?<![}`])(`+)(?!`).+?(?<!`)\1(?!`)|\$\$.*?\$\$|\$[^$\n]+\$", re.S)
+# a page's name: no part of it is empty or begins with a dot, so it can't lead out of its folder
+PAGE = re.compile(r"([^./\\:][^/\\:]*/)*[^./\\:][^/\\:]*")
 FENCED = re.compile(r"^([ >]*)(`{3,}|~{3,})(?!\{).*?^\1\2", re.M | re.S)
 
 
@@ -54,6 +56,9 @@ def read_toc(root: Path) -> list[tuple[str, str]]:
 
     for part in toc.get("parts", [toc]):
         pages += walk(part.get("chapters", []), bool(part.get("numbered")))
+    for name, _ in pages:
+        if not PAGE.fullmatch(str(name)):
+            raise ValueError(f"_toc.yml: {name!r} is no page under the book's folder")
     return pages
 
 
@@ -213,11 +218,19 @@ def notebook_path(name: str) -> str:
     return f"notebooks/{name.rsplit('/', 1)[-1]}.ipynb"
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path of the file `name` in `folder`; raises ValueError where a link leads out of it."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} leads out of {folder}, to {path.resolve()}: remove the link")
+    return path
+
+
 def write_notebooks(book: Book, outdir: Path) -> list[Path]:
     """Write every chapter's notebook under `outdir`; raise UnknownMyst with all faults at once."""
     written, faults = [], []
     for name in book.chapters:
-        path = outdir / notebook_path(name)
+        path = inside(outdir, notebook_path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             nbformat.write(notebook(name, book), path)
