@@ -83,6 +83,8 @@ bench: $(BENCH)/.advlib-installed ## compare with four attack libraries and meas
 	$(BENCH)/bin/python -m benchmarks autoattack
 	$(BENCH)/bin/python -m benchmarks training
 	$(BENCH)/bin/python -m benchmarks scaling
+	$(BENCH)/bin/python -m benchmarks costs
+	$(BENCH)/bin/python -m benchmarks distributed
 	$(BENCH)/bin/python -m tools.readme_table
 
 # Asks the network for nothing if there is a browser; tests/browser.py knows where Playwright's is.

@@ -1,4 +1,4 @@
-"""`python -m benchmarks peers`, `autoattack`, `training` or `scaling`, into benchmarks/results."""
+"""`python -m benchmarks peers`, `autoattack`, `training` and so on, into benchmarks/results."""
 
 import argparse
 import subprocess
@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from advlib import pick_device
-from benchmarks import common, peers, scaling, training
+from benchmarks import common, costs, distributed, peers, scaling, training
 
 
 def main() -> None:
@@ -33,12 +33,14 @@ def main() -> None:
         default=3,
         help="rounds of the robust accuracy of the whole test set, which takes minutes; 0 for none",
     )
-    costs = what.add_parser("training", help="cost of an epoch, and of robustness")
-    costs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    epochs = what.add_parser("training", help="cost of an epoch, and of robustness")
+    epochs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     strong = what.add_parser("autoattack", help="AutoAttack against torchattacks'")
     strong.add_argument("--images", type=int, default=200)
     strong.add_argument("--repeats", type=int, default=3)
     what.add_parser("scaling", help="time and memory as the work grows")
+    what.add_parser("costs", help="operations, memory and communication of training")
+    what.add_parser("distributed", help="what two processes make of one machine")
     what.add_parser("install", help="install the libraries to compare with, one by one")
     options = parser.parse_args()
     if options.what == "install":
@@ -53,8 +55,12 @@ def main() -> None:
         training.main(device, options.rounds, options.seeds)
     elif options.what == "autoattack":
         peers.autoattack(device, options.images, options.repeats)
-    else:
+    elif options.what == "scaling":
         scaling.main(device, options.rounds)
+    elif options.what == "costs":
+        costs.main(device, options.rounds)
+    else:
+        distributed.main(device, options.rounds)
 
 
 def install() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from advlib import Batches, accuracy, autoattack, bim, digit_net, load_data
-from benchmarks import common, peers
+from benchmarks import common, costs, peers
 from benchmarks.worker import LIBRARIES, OURS
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,44 @@ def test_ratio_is_the_median_of_the_rounds_ratios():
 def test_arithmetic_of_the_network_is_that_of_its_layers():
     by_hand = 28 * 28 * 9 * (32 + 32 * 64) + 64 * 14 * 14 * 10  # multiplications, forward
     assert common.forward_and_back_flop(digit_net(), 28) == 4 * by_hand
+
+
+def test_operations_and_bytes_of_an_image_are_those_of_its_layers():
+    first, second, linear = 28 * 28 * 9 * 32, 28 * 28 * 9 * 32 * 64, 64 * 14 * 14 * 10
+    forward = 2 * (first + second + linear)
+    found = costs.count(digit_net(), (1, 28, 28))
+    assert found["forward_flop"] == forward
+    assert found["training_flop"] == 3 * forward - 2 * first  # none for the pixels
+    assert found["attack_flop"] == 2 * forward
+    # what both ReLUs put out, what the pooling puts out, and where it took that from (int64)
+    kept = 4 * 28 * 28 * (32 + 64) + (4 + 8) * 14 * 14 * 64
+    assert found["activation_bytes"] == kept
+    assert found["parameters"] == 9 * 32 + 32 + 9 * 32 * 64 + 64 + 64 * 14 * 14 * 10 + 10
+
+
+def test_a_tensor_that_two_layers_keep_is_counted_once():
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    assert costs.count(net, (6,))["activation_bytes"] == 4 * 5
+
+
+def test_costs_trains_with_as_many_gradients_as_it_says(monkeypatch):
+    calls = []
+    gradient = costs.engine.gradient
+    monkeypatch.setattr(
+        costs.engine, "gradient", lambda *given: calls.append(len(given[1])) or gradient(*given)
+    )
+    net = digit_net(generator=torch.Generator().manual_seed(0))
+    before = net.linear.weight.clone()
+    costs.train(net, costs.batches("digit_net", CPU, 6, 3), 4)
+    assert calls == [3] * 4 * 2
+    assert not torch.equal(net.linear.weight, before)
+
+
+def test_processes_take_longer_for_a_larger_sum():
+    found = costs.all_reduce(CPU, 1)
+    assert found["backend"] == "gloo"
+    assert [row["numbers"] for row in found["rows"]] == costs.NUMBERS
+    assert 0 < found["rows"][0]["median_s"] < found["rows"][-1]["median_s"]
 
 
 def allocate(megabytes):
@@ -146,6 +185,31 @@ def test_published_training_has_every_recipe_and_seed():
     runs = {(run["recipe"], run["seed"]) for run in found["runs"]}
     assert runs == {(name, seed) for name in ("source", "fast", "long") for seed in (0, 1, 2)}
     assert set(found["summary"]) == {"source", "fast", "long"}
+
+
+def test_published_costs_are_complete_and_near_the_model():
+    found = result("costs-cpu")
+    networks = found["networks"]
+    assert set(networks) == {*costs.SUBJECTS, "resnet50"}
+    assert networks["digit_net"] == costs.count(digit_net(), (1, 28, 28))
+    points = {(row["network"], row["steps"]) for row in found["training"]}
+    assert points == {(name, steps) for name in costs.SUBJECTS for steps in costs.STEPS}
+    for row in found["training"]:
+        assert row["ratio"] == pytest.approx(row["ratio_of_flop"], rel=0.25)
+    assert len(found["memory"]) == 10
+    for row in found["memory"]:
+        if row["network"] == "preact_resnet18":
+            assert 0.9 < row["peak_mb"] / row["predicted_mb"] < 2.5
+    assert [row["numbers"] for row in found["all_reduce"]["rows"]] == costs.NUMBERS
+
+
+def test_published_efficiency_of_two_processes_is_that_of_its_times():
+    found = result("distributed-cpu")
+    one, two = found["median_s"]
+    assert found["processes"] == [1, 2]
+    assert found["rounds"] >= common.ROUNDS
+    assert found["efficiency"] == pytest.approx(one / two, rel=0.2)
+    assert found["efficiency"] >= 0.85
 
 
 def test_readme_has_the_table_of_the_published_comparison():
