@@ -120,18 +120,18 @@ def processes():
     return context
 
 
-def test_fifty_kills_are_survived(tmp_path, processes, capsys):
+def test_sixty_kills_are_survived(tmp_path, processes, capsys):
     expected, chance = train(), random.Random(0)
     path, kills, completed = tmp_path / "run.pt", 0, 0
-    plan = [None, *MOMENTS] * 20
-    while kills < 50 or path.exists():
+    plan = [None] * 50 + [*MOMENTS] * 2  # at any moment, then at the worst ones
+    while kills < len(plan) or path.exists():
         began = processes.Event()
-        moment = plan[kills] if kills < 50 else None
+        moment = plan[kills] if kills < len(plan) else None
         child = processes.Process(target=killed, args=(path, began, moment, chance.randrange(4)))
         child.start()
         began.wait()
-        if moment is None and kills < 50:
-            time.sleep(chance.random() * 0.1)
+        if moment is None and kills < len(plan):
+            time.sleep(chance.random() * 0.3)
             child.kill()
         child.join()
         kills += child.exitcode == -signal.SIGKILL
