@@ -15,7 +15,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import directives
 from notebooks import find_commit, find_slug, notebook_path, read_book, write_notebooks
-from pages import THEME, mend, not_found
+from pages import THEME, flat, mend, not_found
 from plain_inline import UnknownMyst, site_url
 from plain_markdown import running_time
 from sphinx.application import Sphinx
@@ -111,6 +111,8 @@ def finish(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
     """Mend the page's HTML, and keep the running time out of what a shared link says of it."""
+    if pagename == "_modules/index":
+        context["body"] = flat(context["body"])
     if doctree is None:
         return
     images = app.builder.images.items()

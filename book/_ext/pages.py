@@ -52,6 +52,12 @@ def mend(html: str, sources: dict[str, Path]) -> str:
     return html
 
 
+def flat(html: str) -> str:
+    """The modules in one list: Sphinx puts a list of a package's parts outside any item of it."""
+    heading, _, rest = html.partition("<ul>")
+    return "\n".join([heading, "<ul>", *re.findall("<li>.*?</li>", rest), "</ul>"])
+
+
 def not_found(prefix: str) -> dict[str, str]:
     """The page for addresses that don't exist, with links that work at any depth."""
     return {"title": "Page not found", "body": NOT_FOUND.format(prefix=escape(prefix))}
