@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advlib.runtime import is_out_of_memory
+
 FORMAT = 1
 _STALE = 3600  # seconds after which what a killed process had half written is swept away
 
@@ -73,6 +75,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
     except Exception as error:  # what was made to do harm may fail in any way
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"{path} was not loaded, as it could run code: delete it ({error})"
         ) from error

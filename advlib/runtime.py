@@ -133,8 +133,8 @@ def source_of(generator: Any) -> torch.Generator:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch could not allocate memory, on whatever device."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+    """Whether memory could not be allocated, on whatever device."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
     )

@@ -10,6 +10,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -223,6 +224,23 @@ def test_a_file_that_torch_can_not_read_is_a_clear_error(payload, tmp_path):
     sign(tmp_path / "net.pt", payload)
     with pytest.raises(ValueError, match=r"net\.pt .*delete it"):
         checkpoint.read(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_nobody_is_told_to_delete_a_file_that_memory_is_too_small_for(
+    failure, tmp_path, monkeypatch
+):
+    checkpoint.write(tmp_path / "net.pt", {})
+    monkeypatch.setattr(torch, "load", mock.Mock(side_effect=failure))
+    with pytest.raises(type(failure)) as raised:
+        checkpoint.read(tmp_path / "net.pt")
+    assert raised.value is failure
 
 
 # Other versions and architectures
