@@ -639,6 +639,15 @@ def test_every_chapter_of_the_toc_is_collected() -> None:
 # ---- the real chapters -------------------------------------------------------------------------
 
 
+def test_two_chapters_of_one_notebook_are_refused(tmp_path: Path) -> None:
+    root = write_book(tmp_path)
+    (root / "appendix").mkdir()
+    (root / "appendix" / "01_one.md").write_text(HEADER + TWO, encoding="utf8")
+    (root / "_toc.yml").write_text(TOC.replace("book/02_two", "appendix/01_one"), encoding="utf8")
+    with pytest.raises(ValueError, match=r"_toc\.yml: 2 chapters would be notebooks/01_one\.ipynb"):
+        notebooks.read_book(root)
+
+
 def test_toc_pages_exist() -> None:
     pages = [name for name, _ in notebooks.read_toc(ROOT)]
     assert len(CHAPTERS) >= 6

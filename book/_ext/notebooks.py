@@ -7,6 +7,7 @@
 import hashlib
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ def read_book(root: Path, slug: str | None = None, commit: str = "HEAD") -> Book
     book = Book(root, slug=slug, commit=commit, numbers={name: n for name, n in toc if n})
     sources = {name: root / f"{name}.md" for name, _ in toc}
     book.chapters = [name for name, path in sources.items() if is_chapter(path)]
+    for path, count in Counter(map(notebook_path, book.chapters)).items():
+        if count > 1:
+            raise ValueError(f"_toc.yml: {count} chapters would be {path}, give them other names")
     for name, path in sources.items():
         text = path.read_text(encoding="utf8") if path.exists() else ""
         title = re.search(r"^# (.*)$", text, re.M)
