@@ -1,12 +1,13 @@
 """The built book in headless Chromium, as readers get it: every page, in light and in dark."""
 
-import functools
 import http.server
 import importlib
 import os
 import re
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -82,9 +83,7 @@ def site():
         def log_message(self, *arguments):
             pass
 
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=SITE)
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}{prefix}"
     server.shutdown()
@@ -145,15 +144,24 @@ def visit(page, site, name):
     return found
 
 
-@pytest.fixture(scope="module")
-def visits(site, browser):
-    """Every page, visited once."""
+def visit_some(site, names):
+    """Visit pages in a browser of their own."""
     found = {}
-    for name in page_names():
-        page = browser.new_page(viewport=DESK, color_scheme="light", reduced_motion="reduce")
-        found[name] = visit(page, site, name)
-        page.close()
+    with chromium() as browser:
+        for name in names:
+            page = browser.new_page(viewport=DESK, color_scheme="light", reduced_motion="reduce")
+            found[name] = visit(page, site, name)
+            page.close()
     return found
+
+
+@pytest.fixture(scope="module")
+def visits(site):
+    """Every page, visited once, by as many browsers at a time as there are cores."""
+    names, n = page_names(), os.cpu_count() or 1
+    with ThreadPoolExecutor(n) as pool:
+        parts = pool.map(partial(visit_some, site), [names[i::n] for i in range(n)])
+        return {name: found for part in parts for name, found in part.items()}
 
 
 def faultless(visits, key):
