@@ -8,6 +8,7 @@ about figures without a description.
 import hashlib
 import os
 import re
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,15 @@ def finish(
             line.parent.remove(line)
 
 
+def trim_mathjax(app: Sphinx, failure: Exception | None) -> None:
+    """Keep of MathJax what the pages can load: 18 of its 24 MB are other ways to bundle it."""
+    for path in (Path(app.outdir) / "_static" / "mathjax").glob("*"):
+        if path.name in ("sre", "ui"):  # for its menu, which we leave out
+            shutil.rmtree(path)
+        elif path.name.startswith(("tex-", "mml-", "node-")):
+            path.unlink()
+
+
 def colab_url(slug: str, name: str) -> str:
     """The address that opens a chapter's published notebook in Colab."""
     return f"{COLAB}/{slug}/blob/gh-pages/{notebook_path(name)}"
@@ -211,6 +221,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", set_buttons, priority=600)
     app.connect("html-page-context", add_lab)
     app.connect("html-page-context", finish, priority=400)  # before sphinxext.opengraph reads it
+    app.connect("build-finished", trim_mathjax, priority=900)  # after it has been copied
     app.add_js_file(None, body=THEME)
     app.connect("doctree-resolved", check_alt_texts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
