@@ -254,6 +254,8 @@ def written_out(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Passes | Non
     modules = flat_modules(model)
     if torch.is_autocast_enabled(x.device.type) or any(map(is_watched, modules)):
         return None
+    if any(m._parameters for m in modules if type(m) is nn.Sequential):  # of no layer
+        return None
     if any(p.dtype != x.dtype or p.device != x.device for p in model.parameters()):
         return None
     layers = _translate([m for m in modules if type(m) is not nn.Sequential], flat=x.ndim == 2)
