@@ -3,7 +3,8 @@
 Each process runs the same program on its own device. Within `joined`, `advlib.fit` trains on its
 process's share of every batch and sums the gradients over all, so that each process ends with the
 same network; `correct` shares the batches of an evaluation. Without torchrun the same program runs
-as one process, and gives the same numbers.
+as one process, and gives the same numbers, up to rounding. Dropout draws for each process, and
+BatchNorm on CPUs takes its own share of a batch only: with these they are other numbers.
 """
 
 import os
@@ -25,15 +26,15 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     """Join the processes that torchrun started, or be the only one; yields this one's device.
 
     Processes talk through NCCL on GPUs, one GPU each, and through Gloo on CPUs; `device` is
-    "cuda" or "cpu", by default the first that is there.
+    "cuda" or "cpu", by default the first that is there. CUDA_VISIBLE_DEVICES says which GPUs.
 
     Raises:
         ValueError: there is no such device, or are fewer GPUs here than processes; or torchrun
             can't restart processes on several machines as it was started.
     """
     place = check_device("device", device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type not in ("cuda", "cpu"):
-        raise ValueError(f"device must be cuda or cpu, got {device!r}")
+    if place.type not in ("cuda", "cpu") or place.index is not None:
+        raise ValueError(f"device must be cuda or cpu, without a number, got {device!r}")
     if place.type == "cuda":
         rank = int(os.environ.get("LOCAL_RANK", 0))
         if rank >= torch.cuda.device_count():
@@ -123,8 +124,8 @@ def correct(
     """Tell for each image whether `model` gets its (attacked) version right, bool (n,).
 
     As `advlib.correct`, with the batches shared among the processes; each gets the whole result.
-    The generators of `attack`, a `functools.partial`, are seeded for each batch, by `seed` and the
-    batch's number: so the result is the same for any number of processes. They end as they began.
+    The generators of `attack`, a `functools.partial`, are seeded anew for each batch, from `seed`:
+    so the result is the same for any number of processes. They end as they began.
 
     Raises:
         TypeError, ValueError: as `advlib.correct`; or `batches` is shuffled.
@@ -135,11 +136,12 @@ def correct(
         raise ValueError("batches must not be shuffled: every process needs the same order")
     check_count("seed", seed, minimum=0)
     right = torch.zeros(len(batches.x), dtype=torch.int64, device=batches.x.device)
+    seeds = torch.randint(2**32, (len(batches),), generator=torch.Generator().manual_seed(seed))
     with _states_kept(generators_in(attack)) as generators:
         for i, rows in enumerate(batches.order()):
             if i % processes() == rank():
                 for generator in generators:
-                    generator.manual_seed(seed + 2**32 * i)
+                    generator.manual_seed(int(seeds[i]))
                 pair = batches.x[rows], batches.y[rows]
                 right[rows] = evaluation.correct(model, [pair], attack=attack).long()
     return summed(right).bool()

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,52 @@ def test_one_process_is_a_group_of_its_own(joined):
     assert distributed.share(torch.arange(5))[1].tolist() == list(range(5))
 
 
+def test_one_process_stops_when_it_is_asked_to(joined):
+    class Monitor:
+        stop_requested = False
+
+        def start(self, epochs, iterations):
+            self.handler = signal.getsignal(signal.SIGINT)
+
+        def step(self, loss):
+            self.stop_requested = True
+
+        def finish(self, history):
+            pass
+
+    monitor, before = Monitor(), signal.getsignal(signal.SIGINT)
+    history = fit(
+        small_net(), Batches(images(8), labels(8), batch_size=4), epochs=2, lr=0.1, monitor=monitor
+    )
+    assert history.stopped
+    assert len(history.loss) == 1
+    assert monitor.handler is not before
+
+
+def test_one_process_may_leave_parameters_unused(joined):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    model.register_parameter("unused", torch.nn.Parameter(torch.zeros(3)))
+    before = model[1].weight.clone()
+    fit(model, Batches(images(8), labels(8), batch_size=4), epochs=2, lr=0.1)
+    assert model.unused.tolist() == [0, 0, 0]
+    assert not torch.equal(model[1].weight, before)
+
+
+def test_every_batch_of_an_evaluation_has_random_numbers_of_its_own():
+    drawn = []
+
+    def attack(model, x, y, generator):
+        drawn.append(torch.rand(4, generator=generator).tolist())
+        return x
+
+    for seed in (0, 1, 0):
+        noisy = partial(attack, generator=torch.Generator())
+        batches = Batches(images(12), labels(12), batch_size=4)
+        distributed.correct(small_net(), batches, attack=noisy, seed=seed)
+    assert drawn[:3] == drawn[6:]
+    assert len(set(map(tuple, drawn[:6]))) == 6
+
+
 def test_an_error_leaves_no_group_behind():
     with pytest.raises(Breakdown), distributed.joined("cpu"):
         raise Breakdown
@@ -124,7 +172,7 @@ def test_an_error_leaves_no_group_behind():
         assert distributed.is_joined()
 
 
-@pytest.mark.parametrize("device", ["meta", "abacus"])
+@pytest.mark.parametrize("device", ["meta", "abacus", "cpu:0"])
 def test_other_devices_are_refused(device):
     with pytest.raises(ValueError, match=r"^(device|name)"), distributed.joined(device):
         pass

@@ -49,7 +49,7 @@ class Step:
         self.run, self.augment, self.attack, self.precision = run, augment, attack, precision
         self.alone = Objective(run.model, loss)
         self.objective: nn.Module = self.alone
-        if distributed.is_joined():
+        if distributed.processes() > 1:
             self.objective = DistributedDataParallel(self.alone)
 
     def __call__(self, rows: Tensor, progress: float) -> Tensor:
