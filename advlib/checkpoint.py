@@ -62,7 +62,7 @@ def read(path: Path) -> dict[str, Any]:
     whole = path.read_bytes()
     digest, signed = whole[:32], whole[32:]
     if hashlib.sha256(signed).digest() != digest:
-        raise OSError(f"{path} is damaged, or no file of advlib's: delete it")
+        raise OSError(f"{path} is damaged: delete it; or it is no file of advlib's: give another")
     line, _, payload = signed.partition(b"\n")
     number = re.fullmatch(rb"advlib ([1-9]\d{0,8})", line)
     if number is None:

@@ -3,16 +3,19 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,7 @@ from conftest import global_rng, images, labels, small_net
 from advlib import Batches, checkpoint, fgsm, fit, load_checkpoint, recipes
 from advlib.data import shifted
 from advlib.losses import trades_loss
+from advlib.training.state import described
 
 EPOCHS, PER_EPOCH = 4, 5
 
@@ -31,10 +35,14 @@ def train(path=None, *, monitor=None, **changes):
     model, generator = small_net(), torch.Generator().manual_seed(6)
     batches = Batches(images(36), labels(36), batch_size=8, shuffle=True, generator=generator)
     attack = partial(fgsm, eps=0.1, random_start=True, generator=generator)
-    options = {"schedule": lambda progress: 1 - progress / 2, "attack": attack, "save_steps": 1}
+    options = {"schedule": falling, "attack": attack, "save_steps": 1}
     options |= {"evaluate": last_weight, "checkpoint": path, "monitor": monitor}
     history = fit(model, batches, epochs=EPOCHS, lr=0.05, **options | changes)
     return model, history, global_rng()
+
+
+def falling(progress):
+    return 1 - progress / 2
 
 
 def last_weight(model):
@@ -160,7 +168,7 @@ def test_a_checkpoint_changes_nothing_about_a_training(tmp_path):
 def test_a_training_stopped_anywhere_goes_on_to_the_same_end(iterations, tmp_path):
     path, monitor = tmp_path / "run.pt", StopAfter()
     _, history, _ = train(path, monitor=StopAfter(iterations), save_steps=1000)
-    assert history.stopped == (iterations < EPOCHS * PER_EPOCH)
+    assert history.stopped  # after the last one, too: its epoch has not been evaluated
     assert len(history.loss) == iterations
     assert_same(train(path, monitor=monitor), train())
     assert monitor.told == EPOCHS * PER_EPOCH  # the old iterations too, for the picture
@@ -243,6 +251,7 @@ def test_the_network_can_be_taken_out_of_a_checkpoint(tmp_path):
         ("loss", {"loss": lambda model, x, y, progress: F.cross_entropy(model(x), y)}),
         ("batch_size", {"batches": Batches(images(36), labels(36), batch_size=9, shuffle=True)}),
         ("data", {"batches": Batches(images(36), labels(36).flip(0), batch_size=8, shuffle=True)}),
+        ("data", {"batches": Batches(1 - images(36), labels(36), batch_size=8, shuffle=True)}),
         ("precision", {"precision": torch.bfloat16}),
     ],
 )
@@ -252,13 +261,12 @@ def test_another_trainings_checkpoint_is_refused(name, change, tmp_path):
     model, generator = small_net(), torch.Generator().manual_seed(6)
     arguments = {
         "batches": Batches(images(36), labels(36), batch_size=8, shuffle=True, generator=generator),
-        "schedule": lambda progress: 1.0,
+        "schedule": falling,
         "attack": partial(fgsm, eps=0.1, random_start=True, generator=generator),
         "evaluate": last_weight,
         "epochs": EPOCHS,
         "lr": 0.05,
     }
-    arguments["schedule"].__qualname__ = "train.<locals>.<lambda>"
     before, content = global_rng(), path.read_bytes()
     with pytest.raises(ValueError, match=rf"^checkpoint: .*run\.pt is of a training with {name}="):
         fit(model, checkpoint=path, **arguments | change)
@@ -348,3 +356,136 @@ def test_a_file_that_may_not_grow_costs_nothing_but_the_saves(tmp_path, processe
     assert os.listdir(tmp_path) == ["run.pt"]
     assert len(checkpoint.read(path)["history"]["loss"]) == 4
     assert_same(train(path), train())
+
+
+# Which training a checkpoint is of
+
+FACTOR = 1.0
+
+
+def scaled(progress):
+    return helped(progress)
+
+
+def helped(progress):
+    return FACTOR * (1 - progress / 2)
+
+
+def made(factor):
+    def inner(progress):
+        return (lambda: factor)() * (1 - progress / 2)
+
+    return inner
+
+
+def countdown(progress):
+    return countdown(progress - 1) if progress > 1 else 1.0
+
+
+SAME = [scaled, made(0.5), partial(max, 0.5), lambda progress: 1 - progress, countdown]
+OTHERS = [
+    (made(0.5), made(0.25)),
+    (lambda progress: 1 - progress, lambda progress: 1 - progress / 2),
+    (lambda progress, least=0.1: least, lambda progress, least=0.2: least),
+    (lambda progress, *, least=0.1: least, lambda progress, *, least=0.2: least),
+    (lambda progress: min(progress, 1.0), lambda progress: max(progress, 1.0)),
+    (partial(max, 0.5), partial(max, 0.25)),
+    (partial(made, (1.0, made(1.0))), partial(made, (1.0, made(2.0)))),
+]
+
+
+@pytest.mark.parametrize("schedule", SAME)
+def test_a_function_is_described_alike_each_time(schedule):
+    batches = Batches(images(4), labels(4))
+    copied = pickle.loads(pickle.dumps(schedule)) if schedule is scaled else schedule
+    assert described(batches, {"s": schedule}) == described(batches, {"s": copied})
+    assert " at 0x" not in str(described(batches, {"s": schedule}))
+
+
+@pytest.mark.parametrize(("one", "other"), OTHERS)
+def test_functions_that_differ_are_told_apart(one, other):
+    for function in (one, other):
+        if hasattr(function, "__qualname__"):
+            function.__qualname__ = "same"
+    batches = Batches(images(4), labels(4))
+    assert described(batches, {"s": one}) != described(batches, {"s": other})
+
+
+def test_a_function_is_another_if_what_it_refers_to_is(monkeypatch):
+    batches = Batches(images(4), labels(4))
+    before = described(batches, {"s": scaled})
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert described(batches, {"s": scaled}) != before
+
+
+def test_a_new_process_describes_a_function_alike(tmp_path):
+    code = (
+        "import torch; from advlib import Batches; from advlib.training.state import described\n"
+        "eps, data = 0.1, Batches(torch.zeros(2, 1, 2, 2), torch.zeros(2).long())\n"
+        "def f(p): return eps if p in {'a', 'b', 'c'} else torch.tensor(p)\n"
+        "print(described(data, {'f': f}))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(3)
+    }
+    assert len(found) == 1
+    assert "'f " in found.pop()
+
+
+@pytest.mark.parametrize("setting", [torch.zeros(2, dtype=torch.bfloat16), torch.tensor(1.0)])
+def test_tensors_of_any_kind_are_settings(setting):
+    batches = Batches(images(4), labels(4))
+    given, other = (described(batches, {"s": partial(max, t)}) for t in (setting, setting + 1))
+    assert given != other
+    assert given == described(batches, {"s": partial(max, setting.clone())})
+
+
+def test_a_checkpoint_without_a_step_gives_way(tmp_path):
+    path = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train(path, loss=lambda model, x, y, progress: model(x).sum() * torch.inf)
+    assert_same(train(path), train())
+
+
+def test_numbers_that_are_equal_are_one_setting(tmp_path):
+    path = tmp_path / "run.pt"
+    train(path, weight_decay=0, monitor=StopAfter(3))
+    assert_same(train(path, weight_decay=0.0), train())
+
+
+def test_another_evaluation_with_a_generator_of_its_own_is_named(tmp_path):
+    path = tmp_path / "run.pt"
+    train(path, monitor=StopAfter(3))
+    evaluate = partial(lambda model, generator: {}, generator=torch.Generator())
+    with pytest.raises(ValueError, match=r"checkpoint: .* generators, .*evaluate among them"):
+        train(path, evaluate=evaluate)
+
+
+class Memory(torch.nn.Identity):
+    """A layer with a state of its own."""
+
+    state = None
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+def test_a_layers_own_state_is_kept_or_refused_before_training(tmp_path):
+    layer = Memory()
+    model = torch.nn.Sequential(torch.nn.Flatten(), layer, torch.nn.Linear(16, 3))
+    run = partial(fit, model, Batches(images(8), labels(8)), epochs=1, lr=0.1)
+    layer.state = ["kept"]
+    run(checkpoint=tmp_path / "a.pt", evaluate=lambda net: {"a": 1.0}, keep_best="a")
+    layer.state = None
+    load_checkpoint(tmp_path / "a.pt", model)
+    assert layer.state == ["kept"]
+    layer.state, before = np.zeros(2), model[2].weight.clone()
+    with pytest.raises(ValueError, match=r"b\.pt was not loaded"):
+        run(checkpoint=tmp_path / "b.pt")
+    assert torch.equal(model[2].weight, before)

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -107,10 +108,14 @@ def fit(
 
     Random numbers go on from where they were, too: those of `batches`, of generators that stand in
     a `functools.partial` (as in `partial(fgsm, ..., generator=generator)`), and torch's global
-    ones. A generator that is hidden elsewhere, in a closure, say, would begin again.
+    ones. A generator that is hidden elsewhere, in a closure, say, would begin again. Whether a
+    checkpoint is of this training is told by the images, the settings and the functions; a function
+    of your own is known by its code and by what that refers to, any other object by its class.
+    `evaluate` may be another, as long as it draws from no other generator.
 
     Within `advlib.distributed.joined` all processes train one network together, each on its share
-    of every batch. Process 0 saves. An interrupt then ends all of them at once.
+    of every batch. Each parameter that requires a gradient must then have a part in every loss.
+    Process 0 saves. An interrupt ends all of them at once.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or range, before any step; or a
@@ -118,7 +123,8 @@ def fit(
         ValueError: `checkpoint` is of another training, another architecture or a newer advlib.
         OSError: `checkpoint` is damaged.
         FloatingPointError: the loss is no longer finite; the learning rate is too high.
-        MemoryError: a batch does not fit into memory; says how many images would.
+        MemoryError: a batch does not fit into memory; says how many images would. Statistics of
+            BatchNorm may have taken the batch in.
 
     References: Goodfellow et al., ICLR 2015; Madry et al., ICLR 2018, for `attack`.
     """
@@ -139,12 +145,17 @@ def fit(
         batches,
         optimizer=torch.optim.SGD(model.parameters(), **numbers),
         scaler=torch.amp.GradScaler(batches.x.device.type, enabled=precision is torch.float16),
-        generators=generators_in(batches.generator, *functions.values()),
+        generators=[
+            generator
+            for generator in generators_in(batches.generator, *functions.values())
+            if generator.device.type in ("cpu", batches.x.device.type)
+        ],
     )
     saved = None
     if checkpoint is not None:
-        shaping = {"epochs": epochs, "precision": precision, "keep_best": keep_best}
-        shaping |= numbers | {k: v for k, v in functions.items() if k != "evaluate"}
+        shaping: dict[str, Any] = {"epochs": epochs, "precision": precision, "keep_best": keep_best}
+        shaping |= {name: float(number) for name, number in numbers.items()}
+        shaping |= {name: function for name, function in functions.items() if name != "evaluate"}
         settings = described(batches, shaping)
         saved = Saved(Path(checkpoint), run, settings, save_seconds, save_steps)
     iterations = epochs * len(batches)
@@ -176,11 +187,11 @@ def fit(
                         history.metrics.setdefault(name, []).append(value)
                 run.epoch += 1
                 if keep_best is not None and _is_best(history.metrics, found, keep_best):
-                    run.best = {k: v.clone() for k, v in model.state_dict().items()}
+                    run.best = deepcopy(model.state_dict())
                     history.kept_epoch = run.epoch
                 run.ended = stop_when is not None and bool(stop_when(history.metrics))
             run.ended = run.ended or run.epoch == epochs
-        history.stopped = len(history.loss) < iterations
+        history.stopped = run.epoch < epochs
         if saved is not None:
             saved.write()
     finally:
@@ -208,7 +219,7 @@ def _epoch(
     """Train for the rest of an epoch, and say whether a stop was asked for."""
 
     def is_stopping() -> bool:  # one process alone can't leave the others
-        return monitor.stop_requested and not distributed.is_joined()
+        return monitor.stop_requested and distributed.processes() == 1
 
     if is_stopping():
         return True
@@ -243,7 +254,7 @@ class _Silent:
 def _stop_on_interrupt(monitor: TrainingMonitor) -> Iterator[None]:
     """Turn the first SIGINT into a request to stop; the second one raises KeyboardInterrupt."""
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or distributed.is_joined():
+    if not in_main or distributed.processes() > 1:
         yield  # only the main thread may set signal handlers
         return
 

@@ -1,12 +1,14 @@
 """What a training under way consists of, and its file: `fit` can go on from there."""
 
+import dis
 import hashlib
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from types import NoneType
+from types import CodeType, FunctionType, NoneType
 from typing import Any
 
 import torch
@@ -156,26 +158,34 @@ class Saved:
         self.last = time.monotonic()
         content = None
         if distributed.rank() == 0 and path.exists():
-            content = _read_training(path)
+            content = self._read()
         content = distributed.from_first(content)
-        if content is None:
-            self.write()  # a place that can't be written to is noticed now
-        else:
+        if content is not None:
             self._restore(content)
+            return
+        self.write()  # a place that can't be written to is noticed now
+        if distributed.rank() == 0 and path.exists():
+            _read_training(path)  # and so is a layer whose own state can't be read back
 
-    def _restore(self, content: dict[str, Any]) -> None:
+    def _read(self) -> dict[str, Any] | None:
+        content = _read_training(self.path)
         for name, value in self.settings.items():
             before = content["settings"].get(name)
-            if before != value:
+            if before != value and content["history"]["loss"]:
                 raise ValueError(
                     f"checkpoint: {self.path} is of a training with {name}={before}, not {value}; "
                     "call fit as then, give another file, or delete this one"
                 )
+            if before != value:  # it has not taken a step, so that nothing is lost
+                return None
+        return content
+
+    def _restore(self, content: dict[str, Any]) -> None:
         found, here = len(content["states"]), len(self.run.generators)
         if found != here:
             raise ValueError(
                 f"checkpoint: {self.path} is of a training with {found} random generators, not "
-                f"{here}: go on with as many, and with as many GPUs in the machine"
+                f"{here}: go on with the same functions, evaluate among them"
             )
         if not self.run.fits(content):
             raise ValueError(f"checkpoint: {self.path} can't be gone on from: delete it")
@@ -277,22 +287,66 @@ def _is_state_of(generator: torch.Generator, state: Any) -> bool:
 
 def described(batches: Batches, settings: dict[str, Any]) -> dict[str, str]:
     """What shapes a training, in words: two trainings are the same if these are."""
-    data = f"{tuple(batches.x.shape)}, {batches.x.dtype}, labels {_digest(batches.y)}"
+    shape, digests = tuple(batches.x.shape), f"{_digest(batches.x)} {_digest(batches.y)}"
+    data = f"{shape}, {batches.x.dtype}, {digests}"
     cut = {"batch_size": batches.batch_size, "shuffle": batches.shuffle}
     return {"data": data} | {name: _words(value) for name, value in (cut | settings).items()}
 
 
-def _words(value: Any) -> str:
+def _words(value: Any, seen: set[FunctionType] | None = None) -> str:
+    """Describe a setting, or what the functions `seen` refer to.
+
+    Functions are described by their code and what that refers to; those of advlib, and those of
+    another module than the first, by their name only.
+    """
+    seen = set() if seen is None else seen
     if isinstance(value, partial):
-        given = [_words(argument) for argument in value.args]
-        given += [f"{name}={_words(v)}" for name, v in sorted(value.keywords.items())]
-        return f"{_words(value.func)}({', '.join(given)})"
+        given = [_words(argument, seen.copy()) for argument in value.args]
+        given += [f"{name}={_words(v, seen.copy())}" for name, v in sorted(value.keywords.items())]
+        return f"{_words(value.func, seen.copy())}({', '.join(given)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(_words(item, seen.copy()) for item in value)})"
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} {_digest(value)}"
-    if value is None or isinstance(value, (bool, int, float, str, tuple, torch.dtype)):
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
         return repr(value)
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    name: str = getattr(value, "__qualname__", type(value).__qualname__)
+    if not isinstance(value, FunctionType) or value in seen:
+        return name
+    modules = {function.__module__ for function in seen} or {value.__module__}
+    if str(value.__module__).partition(".")[0] == "advlib" or value.__module__ not in modules:
+        return name
+    seen.add(value)
+    parts = [_code(value.__code__), *(_words(needed, seen) for needed in _needs(value))]
+    return f"{name} {hashlib.sha256(' '.join(parts).encode()).hexdigest()[:8]}"
+
+
+def _code(code: CodeType) -> str:
+    """What a function does, the same in every process of one version of Python."""
+    constants = [
+        _code(value)
+        if isinstance(value, CodeType)
+        else repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+        for value in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def _needs(function: FunctionType) -> list[Any]:
+    """What a function refers to: defaults, closure and globals."""
+    found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not filled yet
+            found.append(cell.cell_contents)
+    codes = [function.__code__]
+    for code in codes:  # which grows
+        codes += [value for value in code.co_consts if isinstance(value, CodeType)]
+        loads = [step for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
+        names = dict.fromkeys(step.argval for step in loads)
+        found += [function.__globals__[n] for n in names if n in function.__globals__]
+    return found
 
 
 def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+    numbers = tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(numbers.data).hexdigest()[:8]
