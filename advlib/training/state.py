@@ -287,8 +287,10 @@ def _is_state_of(generator: torch.Generator, state: Any) -> bool:
 
 def described(batches: Batches, settings: dict[str, Any]) -> dict[str, str]:
     """What shapes a training, in words: two trainings are the same if these are."""
-    shape, digests = tuple(batches.x.shape), f"{_digest(batches.x)} {_digest(batches.y)}"
-    data = f"{shape}, {batches.x.dtype}, {digests}"
+    data = (
+        f"{tuple(batches.x.shape)}, {batches.x.dtype}, images {_digest(batches.x)}, "
+        f"labels {_digest(batches.y)}"
+    )
     cut = {"batch_size": batches.batch_size, "shuffle": batches.shuffle}
     return {"data": data} | {name: _words(value) for name, value in (cut | settings).items()}
 
