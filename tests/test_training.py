@@ -318,7 +318,10 @@ def test_flags_grads_and_handler_are_in_order_after_an_error(where, training, ha
         fit(model, batches(), epochs=2, lr=0.01, monitor=monitor, **extra)
     assert flags(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert monitor.told[-1][0] == "finish"
+    last, history = monitor.told[-1]
+    assert last == "finish"
+    assert history.loss == monitor.losses
+    assert len(history.loss) == {"attack": 2, "evaluate": 3, "monitor": 1}[where]
 
 
 def test_divergence_is_an_error_that_says_what_to_do(handler):

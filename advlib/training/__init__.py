@@ -200,6 +200,8 @@ def fit(
             model.load_state_dict(run.best)
         for module, training in flags:
             module.training = training
+        if run.losses:  # of an epoch that an error ended
+            history.loss += torch.stack(run.losses).tolist()
         monitor.finish(history)
     return history
 
