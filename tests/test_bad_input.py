@@ -559,6 +559,20 @@ ON_BATCHES = {"model": st.just(NET), "batches": PAIRS}
 BAD_ATTACK = BAD_FUNCTIONS | returning("attack")
 ATTACKS = st.sampled_from([None, same, partial(advlib.fgsm, eps=0.1)])
 
+
+def evaluation_case(function: Callable[..., Any]) -> Case:
+    return Case(
+        function,
+        good=ON_BATCHES,
+        bad={
+            "model": BAD_MODELS | mixing(attack=None),
+            "batches": BAD_BATCHES,
+            "attack": BAD_ATTACK,
+        },
+        optional={"attack": ATTACKS},
+    )
+
+
 TABLE |= {
     "predict": Case(
         advlib.predict,
@@ -570,26 +584,8 @@ TABLE |= {
         },
         optional={"batch_size": STEPS},
     ),
-    "correct": Case(
-        advlib.correct,
-        good=ON_BATCHES,
-        bad={
-            "model": BAD_MODELS | mixing(attack=None),
-            "batches": BAD_BATCHES,
-            "attack": BAD_ATTACK,
-        },
-        optional={"attack": ATTACKS},
-    ),
-    "accuracy": Case(
-        advlib.accuracy,
-        good=ON_BATCHES,
-        bad={
-            "model": BAD_MODELS | mixing(attack=None),
-            "batches": BAD_BATCHES,
-            "attack": BAD_ATTACK,
-        },
-        optional={"attack": ATTACKS},
-    ),
+    "correct": evaluation_case(advlib.correct),
+    "accuracy": evaluation_case(advlib.accuracy),
     "robust_accuracy": Case(
         advlib.robust_accuracy,
         good=ON_BATCHES | {"attacks": st.lists(st.just(same), max_size=2)},
