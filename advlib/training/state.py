@@ -171,13 +171,14 @@ class Saved:
         content = _read_training(self.path)
         for name, value in self.settings.items():
             before = content["settings"].get(name)
-            if before != value and content["history"]["loss"]:
-                raise ValueError(
-                    f"checkpoint: {self.path} is of a training with {name}={before}, not {value}; "
-                    "call fit as then, give another file, or delete this one"
-                )
-            if before != value:  # it has not taken a step, so that nothing is lost
+            if before == value:
+                continue
+            if not content["history"]["loss"]:  # without a step: nothing is lost
                 return None
+            raise ValueError(
+                f"checkpoint: {self.path} is of a training with {name}={before}, not {value}; "
+                "call fit as then, give another file, or delete this one"
+            )
         return content
 
     def _restore(self, content: dict[str, Any]) -> None:
