@@ -25,7 +25,7 @@ from advlib.runtime import (
     uniform,
 )
 
-DIGITS_SHA256 = "6b971eb6a84e7d9d612b2f0c36d5f8a3045ef6043bb9d74732fd65f7829f1e2e"
+DIGITS_SHA256 = "14596fe8c2b98bf2f4c7dd91019d76943075087ed4407bec5bf423c46a4e8c74"
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
@@ -36,7 +36,8 @@ class Images(NamedTuple):
         x: images, float32 (n, c, h, w) in [0, 1].
         y: labels, int64 (n,).
         classes: the name of each label.
-        angles: rotation of each image in whole degrees, int64 (n,); None unless it is known.
+        angles: rotation of each image in whole degrees, positive clockwise, int64 (n,); None unless
+            it is known.
     """
 
     x: Tensor
