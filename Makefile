@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BROWSER := $(shell command -v chromium || command -v google-chrome)
 BENCH := .venv-bench
 
-.PHONY: help book test lint results slow bench chromium lock lab coursework pdf clean
+.PHONY: help book test lint networks results slow bench chromium lock lab coursework exercises pdf clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -31,10 +31,10 @@ else
 endif
 	@touch $@
 
-# Old pages and doctrees go first: an incremental build would not repeat their warnings. The
-# execution cache stays; book/_ext/book_ext.py keys it by what the chapters compute with.
-book: $(STAMP) ## execute the chapters and build the site, into _build/html
-	@echo "== book: execute the chapters and write the pages (any warning is an error)"
+# Old pages and doctrees go first: an incremental build would not repeat their warnings. What has
+# been executed stays, by nbval or by a build; book/_ext/execution.py says what it depends on.
+book: $(STAMP) ## execute what has not been executed, and build the site into _build/html
+	@echo "== book: execute what has not been executed, and write the pages (any warning is an error)"
 	@rm -rf _build/html _build/.doctrees _build/jupyter_execute
 	$(BIN)/jupyter-book build . -n -W --keep-going
 	@echo "== book: check the pages for tracebacks, broken links and undescribed pictures"
@@ -43,8 +43,8 @@ book: $(STAMP) ## execute the chapters and build the site, into _build/html
 
 test: lint ## lint, unit tests, every chapter's cells, then the book and its pages
 	@echo "== test: unit tests"
-	$(BIN)/python -m pytest tests
-	@echo "== test: every code cell of every chapter, through nbval"
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	@echo "== test: every code cell of every page that has not been executed, through nbval"
 	$(BIN)/python -m pytest book
 	@$(MAKE) --no-print-directory book
 	@echo "== test: the built pages, in Chromium, and what else needs a built book"
@@ -60,10 +60,15 @@ lint: $(STAMP) ## ruff, mypy and spelling
 	@echo "== lint: spelling"
 	$(BIN)/codespell
 
+networks: $(STAMP) ## train the networks that ship with advlib again, into advlib/trained
+	@echo "== networks: train them all by their recipes, and say what changed"
+	$(BIN)/python -m advlib networks
+
 results: $(STAMP) ## train and attack again for the book's numbers, into book/results.json and README.md
 	@echo "== results: three seeds of both networks, both protocols"
 	$(BIN)/python -m advlib results
 	$(BIN)/python -m advlib report
+	$(BIN)/python -m advlib sandwich
 	$(BIN)/python -m tools.readme_table
 
 # torchattacks wants an old requests that Sphinx refuses, so the other libraries live apart
@@ -121,6 +126,10 @@ lab: $(STAMP) ## open the chapters in JupyterLab
 coursework: $(STAMP) ## the exercises as nbgrader assignments, into coursework/
 	@echo "== coursework: an instructor's and a student's edition of every chapter's exercises"
 	$(BIN)/python book/_ext/coursework.py coursework
+
+exercises: $(STAMP) ## have nbgrader grade the solutions of every chapter, and unsolved copies
+	@echo "== exercises: every chapter's, solved and unsolved"
+	$(BIN)/python -m pytest tests/test_coursework.py -m slow
 
 pdf: $(STAMP) ## the whole book as _build/book.pdf (needs Chromium)
 	@echo "== pdf: one page of the whole book, then print it"

@@ -1,13 +1,16 @@
 """Command line: train by a recipe, alone or with torchrun, and measure the book's numbers again.
 
 `python -m advlib train` trains, `torchrun --nproc-per-node=2 -m advlib train` does so by two
-processes. `python -m advlib results` trains and attacks for the book, `report` attacks more
-strongly; both want to be run from the root of the book's repository.
+processes. `python -m advlib networks` trains what ships with advlib again. `results` trains and
+attacks for the book, `report` attacks more strongly, `sandwich` proves; these three want to be run
+from the root of the book's repository.
 """
 
 import argparse
 import json
 import os
+import platform
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +19,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from advlib import Batches, distributed, load_data, pgd, recipes, robustness_report, wilson_interval
+from advlib import (
+    Batches,
+    distributed,
+    load_data,
+    pgd,
+    recipes,
+    robustness_report,
+    trained,
+    verify,
+    wilson_interval,
+)
 from advlib.monitor import progress
 from advlib.runtime import Attack
+from advlib.verification import margin_bounds
 
 
 def main() -> None:
@@ -37,21 +51,34 @@ def main() -> None:
     results.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     report = commands.add_parser("report", help="robustness reports, into book/reports.json")
     report.add_argument("--images", type=int, default=1000)
-    for command in (training, results, report):
+    between = commands.add_parser("sandwich", help="attacks and proofs, into book/sandwich.json")
+    between.add_argument("--images", type=int, default=500)
+    networks = commands.add_parser("networks", help="train what ships with advlib again")
+    networks.add_argument("--only", nargs="+", choices=list(recipes.SHIPPED), metavar="NAME")
+    networks.add_argument("--check", action="store_true", help="compare, and write nothing")
+    for command in (training, results, report, between, networks):
         command.add_argument("--device", help="cpu, cuda, ... (default: the best one present)")
-    for command, out in ((results, "book/results.json"), (report, "book/reports.json")):
-        command.add_argument("--out", type=Path, default=Path(out))
+    for command, out in ((results, "results"), (report, "reports"), (between, "sandwich")):
+        command.add_argument("--out", type=Path, default=Path(f"book/{out}.json"))
     arguments = parser.parse_args()
     if arguments.command == "train":
         train(arguments)
         return
+    if arguments.command == "networks":
+        names = arguments.only or list(recipes.SHIPPED)
+        differ = trained.make(names, device=arguments.device, check=arguments.check)
+        if differ:
+            print(f"more than {trained.MARGIN} from what ships: {', '.join(differ)}")
+        sys.exit(bool(differ) and arguments.check)
     if not arguments.out.parent.is_dir():
         parser.error(f"--out: {arguments.out.parent} is not a folder; run this from the root")
     if arguments.command == "results":
         found = recipes.results(arguments.seeds, device=arguments.device)
         print(recipes.results_table(found))
-    else:
+    elif arguments.command == "report":
         found = reports(arguments.images, arguments.device)
+    else:
+        found = sandwich(arguments.images, arguments.device)
     partial_file = arguments.out.with_suffix(".partial")
     partial_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     os.replace(partial_file, arguments.out)
@@ -105,13 +132,41 @@ def reports(images: int, device: str | None) -> dict[str, Any]:
     """Report on both networks of chapter 6, on the first test images, at the book's eps."""
     test = load_data(device=device)[1]
     found = {}
-    for kind, make in (("standard", recipes.standard_net), ("robust", recipes.robust_net)):
-        net = make(device=device)
+    for kind in ("standard", "robust"):
+        net = trained.network(kind, device=device)
         report = robustness_report(net, test.x[:images], test.y[:images], eps=recipes.EPS)
         print(f"{kind}: {report}\n", flush=True)
         found[kind] = json.loads(report.to_json())
         del found[kind]["broken_by"]  # the table counts it, and it would be a line per image
     return found
+
+
+BUDGETS = [0.01, 0.02, 0.03, 0.05, 0.1, 0.15]
+
+
+def sandwich(images: int, device: str | None) -> dict[str, Any]:
+    """Bound the robust accuracy of chapter 9's networks from both sides, on the first test images.
+
+    Above lies what an attack leaves, below what CROWN and what intervals alone can prove.
+    """
+    test = load_data(device=device)[1]
+    x, y = test.x[:images], test.y[:images]
+    lines: dict[str, dict[str, list[float]]] = {}
+    for name in ("standard", "robust", "provable"):
+        net = trained.network(name, device=device)
+        lines[name] = {"attack": [], "CROWN": [], "intervals": []}
+        for eps in BUDGETS:
+            found = verify(net, x, y, eps)
+            by_intervals = margin_bounds(net, x, y, eps, method="interval") > 0
+            lines[name]["attack"].append(1 - found.violated.float().mean().item())
+            lines[name]["CROWN"].append(found.certified_accuracy)
+            lines[name]["intervals"].append(by_intervals.float().mean().item())
+            print(f"{name}, eps {eps}: {found}, {int(by_intervals.sum())} by intervals", flush=True)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
+    if x.is_cuda:
+        machine = torch.cuda.get_device_name()
+    made = {"images": images, "machine": machine, "torch": torch.__version__}
+    return {**made, "eps": BUDGETS, "networks": lines}
 
 
 if __name__ == "__main__":

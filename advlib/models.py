@@ -132,9 +132,27 @@ def digit_net(
             linear=skip_init(nn.Linear, 64 * (size // 2) ** 2, classes),
         )
     )
+    return _glorot(net, source)
+
+
+def deep_net(*, generator: torch.Generator | None = None) -> nn.Sequential:
+    """Build a deeper network for the digits: four convolutions and two linear layers.
+
+    Maps images (n, 1, 28, 28) in [0, 1] to logits (n, 10). Weights are drawn as in `digit_net`.
+    """
+    layers: list[nn.Module] = []
+    for before, after in ((1, 16), (16, 32)):
+        layers += [skip_init(nn.Conv2d, before, after, 3, padding=1), nn.ReLU()]
+        layers += [skip_init(nn.Conv2d, after, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Flatten(), skip_init(nn.Linear, 32 * 7 * 7, 128), nn.ReLU()]
+    return _glorot(nn.Sequential(*layers, skip_init(nn.Linear, 128, 10)), source_of(generator))
+
+
+def _glorot(net: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
+    """Draw the weights of `net` Glorot-uniform, and set its biases to zero."""
     for name, parameter in net.named_parameters():
         if name.endswith("weight"):
-            nn.init.xavier_uniform_(parameter, generator=source)
+            nn.init.xavier_uniform_(parameter, generator=generator)
         else:
             nn.init.zeros_(parameter)
     # channels-last convolutions are the faster ones on current CPUs and GPUs

@@ -107,8 +107,7 @@ class TerminalMonitor(FigureMonitor):
     def finish(self, history: "History") -> None:
         """Write the last line, and leave the cursor below it."""
         clear = "\r\x1b[K" if self.stream.isatty() else ""
-        line = self.line() if self.done else f"{len(history.loss)} iterations, from the cache"
-        self.stream.write(f"{clear}{line}{', stopped' if history.stopped else ''}\n")
+        self.stream.write(f"{clear}{self.line()}{', stopped' if history.stopped else ''}\n")
         self.stream.flush()
 
 

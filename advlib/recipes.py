@@ -1,44 +1,21 @@
-"""The book's recipes: what is trained, with which attack, and the numbers that come out.
+"""The book's recipes: what is trained, with which attack, and the numbers that come out."""
 
-A trained network is cached under a digest of everything that shaped it, so that each chapter
-starts from it at once. The cache is the folder `ADVLIB_CACHE` names, or `~/.cache/advlib`.
-"""
-
-import hashlib
-import inspect
-import json
-import os
 import platform
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from advlib import checkpoint as files
-from advlib import (
-    collapse,
-    data,
-    distributed,
-    engine,
-    evaluation,
-    losses,
-    models,
-    runtime,
-    training,
-    verification,
-)
-from advlib.attacks import bim, common, fgsm, gradient, n_fgsm, pgd
+from advlib import losses
+from advlib.attacks import bim, fgsm, n_fgsm, pgd
 from advlib.collapse import fgsm_against_pgd
-from advlib.data import DIGITS_SHA256, TORCHVISION, Batches, Images, load_data, shifted
-from advlib.engine import graphs, passes
+from advlib.data import TORCHVISION, Batches, Images, load_data, shifted
 from advlib.evaluation import accuracy
-from advlib.models import digit_net, preact_resnet18
+from advlib.models import deep_net, digit_net, preact_resnet18
 from advlib.runtime import (
     Attack,
     Bounds,
@@ -49,24 +26,14 @@ from advlib.runtime import (
     check_flag,
     check_list,
     check_number,
-    check_path,
 )
-from advlib.training import (
-    History,
-    Loss,
-    TrainingMonitor,
-    check_monitor,
-    cyclic,
-    fit,
-    state,
-    step,
-)
-from advlib.verification import layers
+from advlib.training import History, Loss, TrainingMonitor, check_monitor, cyclic, fit
 
 EPS = 0.1
 METHODS = ("fgsm", "n-fgsm", "pgd", "trades", "grad-align", "interval")
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "digit-net": digit_net,
+    "deep-net": deep_net,
     "preact-resnet18": preact_resnet18,
 }
 BIM = partial(bim, eps=EPS, alpha=0.01, steps=20)
@@ -83,11 +50,12 @@ class Recipe:
     """How one network is trained, on the shipped digits or other `data`. `eps=0` is standard.
 
     Otherwise `method` says how: "fgsm" attacks each batch by one step of size `alpha`, inside
-    `eps`, from a random start or none, clipped to `bounds` or not; "pgd" by ten steps of eps / 4;
-    "n-fgsm", "trades", "grad-align" and "interval" as in `advlib.n_fgsm` and `advlib.losses`. With
-    `cyclic`, `lr` is the peak of `advlib.cyclic`. `augment` shifts and mirrors the images.
-    `precision` "mixed" computes in half precision where that is safe: float16 on CUDA, bfloat16
-    elsewhere.
+    `eps`, from a random start or none, clipped to `bounds` or not; "pgd" by `steps` steps, together
+    2.5 eps long; "n-fgsm", "trades", "grad-align" and "interval" as in `advlib.n_fgsm` and
+    `advlib.losses`. With `cyclic`, `lr` is the peak of `advlib.cyclic`. `augment` shifts and
+    mirrors the images. `precision` "mixed" computes in half precision where that is safe: float16
+    on CUDA, bfloat16 elsewhere. `start` names a network of `advlib.trained` to begin from, instead
+    of random weights.
     """
 
     seed: int = 0
@@ -107,11 +75,13 @@ class Recipe:
     weight_decay: float = 0.0
     augment: bool = False
     precision: str = "float32"
+    steps: int = 10
+    start: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no training can be made of."""
         check_count("seed", self.seed, minimum=0)
-        for name in ("images", "epochs", "batch_size"):
+        for name in ("images", "epochs", "batch_size", "steps"):
             check_count(name, getattr(self, name))
         for name in ("lr", "momentum", "eps", "alpha", "weight_decay"):
             check_number(name, getattr(self, name))
@@ -122,9 +92,14 @@ class Recipe:
         check_choice("data", self.data, ["digits", *TORCHVISION])
         check_choice("network", self.network, list(NETWORKS))
         check_choice("precision", self.precision, ("float32", "mixed"))
+        check_choice("start", self.start, ("", "deep"))
 
     def net(self) -> nn.Sequential:
         """Return the network before training, on the CPU."""
+        if self.start:
+            from advlib import trained  # it imports this module
+
+            return trained.network(self.start, device="cpu")
         return NETWORKS[self.network](generator=torch.Generator().manual_seed(self.seed))
 
     def watch(self, test_set: Images) -> Callable[[nn.Module], dict[str, float]] | None:
@@ -140,7 +115,7 @@ class Recipe:
         if self.method == "n-fgsm":
             return partial(n_fgsm, **ball)
         if self.method == "pgd":
-            return partial(pgd, **ball, alpha=self.eps / 4, steps=10)
+            return partial(pgd, **ball, alpha=2.5 * self.eps / self.steps, steps=self.steps)
         return partial(fgsm, **ball, alpha=self.alpha, random_start=self.random_start)
 
     def loss(self, generator: torch.Generator) -> Loss | None:
@@ -215,27 +190,39 @@ NAMED = {
     "provable": PROVABLE,
     "cifar10": CIFAR10,
 }
-
-
-def standard_net(
-    seed: int = 0, *, device: str | None = None, monitor: TrainingMonitor | None = None
-) -> nn.Sequential:
-    """Return the network of standard training, from the cache or freshly trained."""
-    return train(replace(STANDARD, seed=seed), device=device, monitor=monitor)[0]
-
-
-def robust_net(
-    seed: int = 0, *, device: str | None = None, monitor: TrainingMonitor | None = None
-) -> nn.Sequential:
-    """Return the network of FGSM adversarial training, from the cache or freshly trained."""
-    return train(replace(ROBUST, seed=seed), device=device, monitor=monitor)[0]
-
-
-def provable_net(
-    seed: int = 0, *, device: str | None = None, monitor: TrainingMonitor | None = None
-) -> nn.Sequential:
-    """Return the network of interval training, from the cache or freshly trained."""
-    return train(replace(PROVABLE, seed=seed), device=device, monitor=monitor)[0]
+# what the random start and the longer step are worth (chapter 5)
+BRIEF = replace(FAST_LONG, images=2000)
+# a deeper network, and what becomes of it without the random start, and with each cure (chapter 8)
+DEEP = replace(FAST, network="deep-net", images=2000, epochs=12)
+FURTHER = replace(DEEP, start="deep", images=5000, epochs=12, lr=0.01, cyclic=False)
+VARIANTS = {
+    "brief": BRIEF,
+    "brief-no-start": replace(BRIEF, alpha=EPS, random_start=False),
+    "brief-step-of-eps": replace(BRIEF, alpha=EPS),
+    "no-start": replace(FURTHER, alpha=EPS, random_start=False),
+    "random-start": FURTHER,
+    "n-fgsm": replace(FURTHER, method="n-fgsm"),
+    "grad-align": replace(FURTHER, method="grad-align", alpha=EPS, random_start=False),
+    "few-steps": replace(FURTHER, method="pgd", steps=2),
+}
+SEEDED = {
+    f"{name}-{seed}": replace(recipe, seed=seed)
+    for name, recipe in VARIANTS.items()
+    for seed in (0, 1, 2)
+}
+SHIPPED = (
+    {name: NAMED[name] for name in ("standard", "robust", "provable", "fast", "fast-long")}
+    | {"deep": DEEP, "collapsed": replace(SEEDED["no-start-0"], epochs=10)}
+    | SEEDED
+)
+"""What `advlib.trained` has ready, and `make networks` trains again."""
+HALF = (
+    *("fast", "fast-long", "deep", "collapsed"),
+    *(name for name in SEEDED if name.startswith(("no-start", "random-start"))),
+)
+"""Of these the weights are kept in half precision."""
+HISTORIES = tuple(name for name in SEEDED if name not in HALF)
+"""Of these only the history is kept."""
 
 
 def train(
@@ -245,7 +232,7 @@ def train(
     monitor: TrainingMonitor | None = None,
     checkpoint: str | Path | None = None,
 ) -> tuple[nn.Sequential, History]:
-    """Train a network by `recipe`, or take it from the cache; also return its history.
+    """Train a network by `recipe`; also return its history. `advlib.trained` has some ready.
 
     `checkpoint` is a file that the training is saved in while it runs, so that the same call goes
     on after a crash; see `advlib.fit`.
@@ -254,39 +241,26 @@ def train(
     each epoch on 200 test images under one step and under a 10-step PGD. The watch draws from a
     generator of its own, and so changes nothing about the network.
 
-    A run that is interrupted returns the network trained so far and is not cached.
+    A run that is interrupted returns the network trained so far.
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
     check_monitor(monitor)
-    if checkpoint is not None:
-        check_path("checkpoint", checkpoint)
     target = check_device("device", device)
-    path = cache_folder() / f"net-{_digest(recipe, target)}.pt"
-    net = recipe.net()
-    history = _load(path, net)
-    net = net.to(target)
-    if history is not None:
-        if monitor is not None:
-            monitor.start(recipe.epochs, -(-recipe.images // recipe.batch_size))
-            monitor.finish(history)
-        return net, history
+    net = recipe.net().to(target)
     train_set, test_set = load_data(recipe.data, device=target)
     watch = recipe.watch(test_set)
-    history = recipe.fit(net, train_set, evaluate=watch, monitor=monitor, checkpoint=checkpoint)
-    if not history.stopped:
-        try:
-            files.write(path, {"net": net.state_dict(), "history": asdict(history)})
-        except OSError as error:
-            warnings.warn(f"the network was not cached: {error}", stacklevel=2)
-    return net, history
+    return net, recipe.fit(net, train_set, evaluate=watch, monitor=monitor, checkpoint=checkpoint)
 
 
 def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> dict[str, Any]:
     """Train and attack every network of the book; return the content of book/results.json.
 
-    "printed" follows the source with its slips, in training and testing; "corrected" is ours.
+    "printed" follows the source with its slips, in training and testing; "corrected" is ours. The
+    networks of seed 0 that ship are taken as they are.
     """
+    from advlib import trained  # it imports this module
+
     check_list("seeds", seeds, "int")
     if not seeds:
         raise ValueError("seeds must hold at least one")
@@ -294,21 +268,23 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
         check_count(f"seeds[{i}]", seed, minimum=0)
     found: dict[str, Any] = {
         "seeds": list(seeds),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
-        if check_device("device", device).type != "cuda"
-        else torch.cuda.get_device_name(),
+        "machine": machine(device),
         "torch": torch.__version__,
         "printed": {},
         "corrected": {},
     }
     test_set = load_data("digits", device=device)[1]
     batches = Batches(test_set.x, test_set.y)
+    nets = {SHIPPED[kind]: trained.network(kind, device=device) for kind in ("standard", "robust")}
     for protocol, kind, recipe, tests in protocols():
         rows: dict[str, list[float]] = {name: [] for name in tests}
         for seed in seeds:
-            net, history = train(replace(recipe, seed=seed), device=device)
-            if history.stopped:
-                raise KeyboardInterrupt  # half-trained networks have no place in the results
+            seeded = replace(recipe, seed=seed)
+            if seeded not in nets:
+                nets[seeded], history = train(seeded, device=device)
+                if history.stopped:
+                    raise KeyboardInterrupt  # half-trained networks have no place in the results
+            net = nets[seeded]
             for name, attack in tests.items():
                 if name == "pgd" and isinstance(attack, partial):  # whatever was drawn before
                     attack = partial(attack, generator=torch.Generator().manual_seed(seed))
@@ -316,6 +292,13 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
                 print(f"{protocol} {kind}, seed {seed}, {name}: {rows[name][-1]:.4f}", flush=True)
         found[protocol][kind] = rows
     return found
+
+
+def machine(device: str | None) -> str:
+    """Say what a training on `device` runs on."""
+    if check_device("device", device).type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
 
 
 def protocols() -> list[tuple[str, str, Recipe, dict[str, Attack | None]]]:
@@ -366,40 +349,3 @@ def reports_table(found: dict[str, Any]) -> str:
         )
         lines.append(f"| {rows[0]['attack']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def cache_folder() -> Path:
-    """Return the folder of trained networks; it need not exist yet."""
-    return Path(os.environ.get("ADVLIB_CACHE") or Path.home() / ".cache" / "advlib")
-
-
-def _digest(recipe: Recipe, device: torch.device) -> str:
-    """Digest of what shapes a trained network: recipe, data, versions, device kind, the code."""
-    settings = json.dumps(asdict(recipe), sort_keys=True)
-    versions = [version("advlib"), torch.__version__, device.type]
-    parts = [settings, DIGITS_SHA256, *versions, _code()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
-
-
-@cache
-def _code() -> str:
-    """Source of what trains a network, as it was when this process first asked."""
-    modules = (
-        *(collapse, common, data, distributed, engine, evaluation, gradient, graphs, layers),
-        *(losses, models, passes, runtime, state, step, training, verification),
-    )
-    return "\n".join(inspect.getsource(piece) for piece in (*modules, Recipe, train))
-
-
-def _load(path: Path, net: nn.Module) -> History | None:
-    """Fill `net` from the cache; None if there is no file, or, after a warning, no good one."""
-    try:
-        saved = files.read(path)
-        history = state.read_history(saved.get("history"), path)
-        files.fill(net, saved.get("net"), path)
-        return history
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        warnings.warn(f"training the network again: {error}", stacklevel=3)
-        return None
