@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from advlib import pick_device
-from benchmarks import common, costs, distributed, peers, scaling, training
+from benchmarks import build, common, costs, distributed, peers, scaling, training
 
 
 def main() -> None:
@@ -41,10 +41,14 @@ def main() -> None:
     what.add_parser("scaling", help="time and memory as the work grows")
     what.add_parser("costs", help="operations, memory and communication of training")
     what.add_parser("distributed", help="what two processes make of one machine")
+    what.add_parser("build", help="the book and its tests, cold (on the CPU, up to two hours)")
     what.add_parser("install", help="install the libraries to compare with, one by one")
     options = parser.parse_args()
     if options.what == "install":
         install()
+        return
+    if options.what == "build":
+        build.main()
         return
     device = pick_device(options.device)
     if options.what == "peers":

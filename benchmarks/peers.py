@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advlib import engine, load_data, recipes
+from advlib import engine, load_data, trained
 from benchmarks import common
 from benchmarks.worker import LIBRARIES, OURS
 
 EPS, STEPS = 0.1, 20  # alpha is a tenth of eps
-MAKERS = {"standard": recipes.standard_net, "robust": recipes.robust_net}
 LAYOUTS = {"default": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
@@ -106,7 +105,7 @@ def autoattack(device: torch.device, images: int, repeats: int) -> None:
 
 def material(layout: str) -> tuple[dict[str, Any], Any]:
     """Both networks, their weights laid out so, and the test images."""
-    nets = {kind: make(device="cpu").eval() for kind, make in MAKERS.items()}
+    nets = {kind: trained.network(kind, device="cpu").eval() for kind in ("standard", "robust")}
     for net in nets.values():
         net.to(memory_format=LAYOUTS[layout])
     return nets, load_data(device="cpu")[1]

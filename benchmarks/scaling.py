@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from advlib import Batches, accuracy, bim, load_data, recipes
+from advlib import Batches, accuracy, bim, load_data, trained
 from benchmarks import common
 
 BASE = {"images": 500, "batch_size": 100, "steps": 5}
@@ -60,7 +60,7 @@ def task(device: str, *, images: int, batch_size: int, steps: int) -> tuple[torc
     """Accuracy of so many test images under BIM of so many steps."""
     place = torch.device(device)
     _, test = load_data(device=place)
-    net = recipes.standard_net(device=device)
+    net = trained.network("standard", device=device)
     batches = Batches(test.x[:images], test.y[:images], batch_size=batch_size)
     attack = partial(bim, eps=0.1, alpha=0.01, steps=steps)
     return place, partial(accuracy, net, batches, attack=attack)

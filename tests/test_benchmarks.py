@@ -1,6 +1,8 @@
 """The measuring itself, and the results that book and README show."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,11 +14,13 @@ import torch
 from torch import nn
 
 from advlib import Batches, accuracy, autoattack, bim, digit_net, load_data
-from benchmarks import common, costs, peers
+from benchmarks import build, common, costs, peers
 from benchmarks.worker import LIBRARIES, OURS
+from tools import readme_table
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+is_chapter = importlib.import_module("notebooks").is_chapter  # readme_table has found book/_ext
 
 
 def result(name):
@@ -210,6 +214,77 @@ def test_published_efficiency_of_two_processes_is_that_of_its_times():
     assert found["rounds"] >= common.ROUNDS
     assert found["efficiency"] == pytest.approx(one / two, rel=0.2)
     assert found["efficiency"] >= 0.85
+
+
+MAKEFILE = """
+$(STAMP): pyproject.toml
+	false
+test: $(STAMP)
+	@echo "== lint: quick"
+	@sleep 0.2
+	@echo "=== 3 passed in 1s ==="
+	@echo "== test: slow (a little)"
+	@exit $(FAULT)
+	@sleep 1.1
+"""
+
+
+def test_parts_of_a_target_are_timed_by_its_messages(tmp_path, capfd):
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "installed").touch()
+    environment = dict(os.environ) | {"FAULT": "0"}
+    found = build.make("make test again", tmp_path, environment)
+    assert list(found) == ["make test again", "make test again: slow"]
+    assert 1.1 < found["make test again: slow"] < found["make test again"] - 0.2
+    assert "3 passed" in capfd.readouterr().out
+    with pytest.raises(SystemExit, match="make test failed"):
+        build.make("make test", tmp_path, environment | {"FAULT": "1"})
+
+
+def test_a_clone_is_measured_with_its_own_package_and_an_empty_home(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    package = root / "advlib" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    monkeypatch.setattr(common, "ROOT", root)
+    git = ["git", "-C", root, "-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    (root / "uncommitted").touch()
+    clone, environment = build.cold(tmp_path / "cold")
+    assert (clone / "advlib" / "__init__.py").exists()
+    assert not (clone / "uncommitted").exists()
+    assert not list(Path(environment["HOME"]).iterdir())
+    subprocess.run([*git, "rm", "-rq", "advlib"], check=True)
+    subprocess.run([*git, "commit", "-qm", "second", "--allow-empty"], check=True)
+    with pytest.raises(SystemExit, match="another advlib"):
+        build.cold(tmp_path / "second")
+
+
+def test_rows_above_their_limits_are_named():
+    cost = {"book/01_load_data": 1.7, "book/03_standard_training": 6.9, "make book": 17.0}
+    cost |= {"make test": 27.1, "make test: unit tests": 20.0}
+    found = {"rows": {name: {"yardsticks": value} for name, value in cost.items()}}
+    assert build.above(found) == ["book/01_load_data", "make test"]
+
+
+@pytest.mark.parametrize(
+    ("yardsticks", "words"),
+    [
+        (0.0, "under a minute"),
+        (0.8, "under a minute"),  # a minute of 75 s
+        (0.81, "under 2 minutes"),
+        (1.71, "under 3 minutes"),  # 59.9 s of 35 s
+        (1.72, "1 to 3 minutes"),
+        (2.4, "1 to 3 minutes"),
+        (6.0, "3 to 8 minutes"),
+        (12.0, "7 to 15 minutes"),
+    ],
+)
+def test_minutes_hold_on_the_fastest_and_the_slowest_machine(yardsticks, words):
+    assert readme_table.minutes(yardsticks) == words
 
 
 def test_readme_has_the_table_of_the_published_comparison():

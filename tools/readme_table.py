@@ -1,9 +1,10 @@
-"""Write the tables of the JSON files in book and benchmarks/results into README.md.
+"""Write what the JSON files in book and benchmarks/results hold into README.md.
 
 Run it from the project's folder: `python -m tools.readme_table`.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from advlib.recipes import reports_table, results_table
 from benchmarks.peers import speed_table
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from plain_markdown import minutes  # noqa: E402
 
 
 def main() -> None:
@@ -25,12 +28,28 @@ def main() -> None:
 
 
 def tables() -> dict[str, str]:
-    """Each table under the name of its markers."""
-    return {
+    """Each table, and the sentence on building, under the name of its markers."""
+    found = {
         "results": results_table(_read("book/results.json")),
         "reports": reports_table(_read("book/reports.json")),
         "speed": speed_table(_read("benchmarks/results/peers-cpu.json")),
     }
+    if (ROOT / "benchmarks/results/build.json").exists():  # `python -m benchmarks build`
+        found["build"] = build_sentence(_read("benchmarks/results/build.json"))
+    return found
+
+
+def build_sentence(found: Any) -> str:
+    """How long `make book` and `make test` take."""
+    cost = {name: row["yardsticks"] for name, row in found["rows"].items()}
+    book, test, again = (
+        f"{cost[name]:.1f} yardsticks ({minutes(cost[name])})"
+        for name in ("make book", "make test", "make test again")
+    )
+    return (
+        f"On two CPU cores `make book` takes {book} and `make test` {test}, the installation not "
+        f"counted.\nA second `make test`, with nothing changed, takes {again}.\n"
+    )
 
 
 def _read(path: str) -> Any:

@@ -7,8 +7,11 @@ Numbers (Fig. 4.2, Exercise 4.1, equation (4.3)) are counted in reading order, a
 """
 
 import ast
+import json
 import posixpath
 import re
+from math import ceil
+from pathlib import Path
 
 import yaml
 from plain_inline import Page, inline, picture
@@ -169,20 +172,24 @@ def bibliography(page: Page, name: str, arg: str, options: dict[str, str], body:
 
 
 def badges(page: Page, name: str, arg: str, options: dict[str, str], body: str) -> str:
-    """The expected running times, which are all that is left of the badges in a notebook."""
-    return f"*{running_time(options)}*"
+    """The expected running time, which is all that is left of the badges in a notebook."""
+    time = running_time(page.book.root, page.name)
+    return f"*{time}*" if time else ""
 
 
-def running_time(options: dict[str, str]) -> str:
-    """The words of {chapter-badges} for its options `cpu` and `gpu`, in minutes."""
+def running_time(root: Path, name: str) -> str:
+    """The words of {chapter-badges} on a page's running time; "" if it has not been measured."""
+    path = root / "benchmarks" / "results" / "build.json"
+    rows = json.loads(path.read_text(encoding="utf8"))["rows"] if path.exists() else {}
+    return f"Runs in {minutes(rows[name]['yardsticks'])} on two CPU cores." if name in rows else ""
 
-    def minutes(key: str) -> str:
-        return f"{options[key]} minute{'s' * (options[key] != '1')}"
 
-    if "cpu" not in options:
-        return ""
-    gpu = f"{minutes('gpu')} on a GPU" if "gpu" in options else "not timed on a GPU yet"
-    return f"Runs in about {minutes('cpu')} on two CPU cores, once the networks are trained; {gpu}."
+def minutes(yardsticks: float) -> str:
+    """How long that is, from the fastest to the slowest machine on which we took a yardstick."""
+    low, high = int(yardsticks * 35 / 60), ceil(yardsticks * 75 / 60)
+    if low:
+        return f"{low} to {high} minutes"
+    return f"under {high} minutes" if high > 1 else "under a minute"
 
 
 def passed_on(page: Page, name: str, arg: str, options: dict[str, str], body: str) -> str:
