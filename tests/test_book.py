@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ import nbformat
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
+from jupyter_cache import get_cache
+from jupyter_cache.executors.utils import single_nb_execution
+from myst_nb.core.read import read_myst_markdown_notebook
+from myst_nb.core.utils import coalesce_streams
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +26,7 @@ sys.path.insert(0, str(EXTENSION))
 notebooks = importlib.import_module("notebooks")
 plain_inline = importlib.import_module("plain_inline")
 check_html = importlib.import_module("check_html")
-book_ext = importlib.import_module("book_ext")
+execution = importlib.import_module("execution")
 pages = importlib.import_module("pages")
 UnknownMyst = plain_inline.UnknownMyst
 
@@ -194,10 +199,7 @@ DIRECTIVES = {
     "Term\n: its meaning": "**Term**: its meaning",
     "```{code-block} python\n:caption: c\nx = 1\n```": "```python\nx = 1\n```",
     "```python\n{ref}`kept`\n```": "```python\n{ref}`kept`\n```",
-    "```{chapter-badges}\n:cpu: 2\n:gpu: 1\n```": (
-        "*Runs in about 2 minutes on two CPU cores, once the networks are trained; "
-        "1 minute on a GPU.*"
-    ),
+    "```{chapter-badges}\n```\nText": "Text",  # not measured
     "```{table} Four numbers\n| a |\n|---|\n| {eq}`eq-two` |\n```": (
         "*Table 1.1* Four numbers\n\n| a |\n|---|\n| [(2.1)](02_two.ipynb) |"
     ),
@@ -438,22 +440,25 @@ def test_site_url() -> None:
 
 def test_cache_key_follows_what_chapters_compute_with(tmp_path: Path) -> None:
     (tmp_path / "advlib" / "deep").mkdir(parents=True)
+    (tmp_path / "advlib" / "trained").mkdir()
     (tmp_path / "book").mkdir()
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    keys = [book_ext.cache_key(tmp_path)]
+    keys = [execution.cache_key(tmp_path)]
     for name in (
         "advlib/a.py",
         "advlib/deep/b.py",
         "advlib/digits.npz",
+        "advlib/trained/a.pt",
+        "advlib/trained/index.json",
         "book/results.json",
         "book/reports.json",
         "benchmarks/results/a.json",
     ):
         (tmp_path / name).write_text("1")
-        keys.append(book_ext.cache_key(tmp_path))
-    assert book_ext.cache_key(tmp_path) == keys[-1]
+        keys.append(execution.cache_key(tmp_path))
+    assert execution.cache_key(tmp_path) == keys[-1]
     (tmp_path / "advlib" / "a.py").write_text("2")
-    keys.append(book_ext.cache_key(tmp_path))
+    keys.append(execution.cache_key(tmp_path))
     assert len(set(keys)) == len(keys)
 
 
@@ -478,12 +483,13 @@ def build(root: Path, slug: str | None) -> subprocess.CompletedProcess[str]:
 
 
 def test_colab_buttons_open_notebooks_that_exist(tmp_path: Path) -> None:
-    one = "# One\n\n```{chapter-badges}\n:cpu: 2\n```\n" + ONE.removeprefix("# One\n")
+    one = "# One\n\n```{chapter-badges}\n```\n" + ONE.removeprefix("# One\n")
     root = write_book(tmp_path, one)
     site = root / "_build" / "html"
 
     done = build(root, "some/fork")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"execution_cache_path='{execution.cache_folder(root)}'" in done.stdout
     page = (site / "book" / "01_one.html").read_text()
     link = "https://colab.research.google.com/github/some/fork/blob/gh-pages/notebooks/01_one.ipynb"
     assert page.count(f'href="{link}"') == 2  # the button and the badge
@@ -519,13 +525,18 @@ def test_colab_buttons_open_notebooks_that_exist(tmp_path: Path) -> None:
 def test_a_shared_link_is_described_by_the_text_and_formulas_are_drawn_here(
     tmp_path: Path,
 ) -> None:
-    one = "# One\n\n```{chapter-badges}\n:cpu: 2\n```\n\nAbout $x$.\n" + ONE.removeprefix("# One\n")
+    one = "# One\n\n```{chapter-badges}\n```\n\nAbout $x$.\n" + ONE.removeprefix("# One\n")
     root = write_book(tmp_path, one)
+    costs = root / "benchmarks" / "results" / "build.json"
+    costs.parent.mkdir(parents=True)
+    costs.write_text('{"rows": {"book/01_one": {"yardsticks": 2}}}')
     done = build(root, None)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (root / "_build" / "html" / "book" / "01_one.html").read_text()
     assert re.search('og:description" content="(.*?) ', page)[1] == "About"
-    assert "Runs in about 2 minutes" in page
+    assert "Runs in 1 to 3 minutes on two CPU cores." in page
+    notebook = (root / "_build" / "html" / "notebooks" / "01_one.ipynb").read_text()
+    assert "*Runs in 1 to 3 minutes on two CPU cores.*" in notebook
     script = re.search('src="([^"]*mathjax[^"]*)"', page)[1]
     assert (root / "_build" / "html" / "book" / script).is_file()
 
@@ -606,34 +617,114 @@ def run_pytest(folder: Path, *options: str) -> str:
     return f"{done.stdout}\nexit {done.returncode}"
 
 
-def test_collector_stops_a_chapter_at_its_failing_cell(tmp_path: Path) -> None:
-    book = tmp_path / "book"
-    book.mkdir()
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    (book / "conftest.py").write_text((ROOT / "book" / "conftest.py").read_text())
-    cells = ["import os; assert os.path.exists('01_bad.md')", "assert 1 == 2", "x = 1", "y = 2"]
-    text = "\n".join(f"```{{code-cell}}\n{cell}\n```\n" for cell in cells)
-    (book / "01_bad.md").write_text(HEADER + "# Bad\n\n" + text)
-    (book / "02_good.md").write_text(HEADER + "# Good\n\n```{code-cell}\n1\n```\n")
-    (book / "page.md").write_text("# No chapter\n\n```{code-cell}\n1 / 0\n```\n")
-    said = run_pytest(tmp_path, "book", "-v", "-rs")
-    assert "book/01_bad.md::Cell 0 PASSED" in said
-    assert "book/01_bad.md::Cell 1 FAILED" in said
-    assert "book/01_bad.md::Cell 2 SKIPPED" in said
-    assert "book/01_bad.md::Cell 3 SKIPPED" in said
+def write_pages(root: Path, pages: dict[str, list[str]]) -> None:
+    """Pages of these code cells in the small book under `root`."""
+    for name, cells in pages.items():
+        text = "\n".join(f"```{{code-cell}}\n{cell}\n```\n" for cell in cells)
+        (root / "book" / f"{name}.md").write_text(HEADER + "# Page\n\n" + text)
+
+
+def collected(root: Path) -> Path:
+    """The small book under `root`, with the real collector."""
+    write_book(root)
+    (root / "pytest.ini").write_text("[pytest]\n")
+    shutil.copy(ROOT / "book" / "conftest.py", root / "book")
+    shutil.copytree(EXTENSION, root / "book" / "_ext")
+    return root
+
+
+def kept(root: Path, name: str, folder: Path) -> nbformat.NotebookNode | None:
+    found = execution.find(get_cache(folder), execution.read(root / "book" / f"{name}.md"))
+    return found and found[0]
+
+
+def test_a_page_stops_at_a_failing_cell_and_is_executed_once(tmp_path: Path) -> None:
+    root = collected(tmp_path)
+    cells = ["import os; assert os.path.exists('01_one.md')", "assert 1 == 2", "x = 1", "y = 2"]
+    write_pages(root, {"01_one": cells, "02_two": ["1"], "03_damaged": ["2"]})
+    (root / "advlib").mkdir()
+    (root / "book" / "page.md").write_text("# No chapter\n\n```{code-cell}\n1 / 0\n```\n")
+    said = run_pytest(root, "book", "-v", "-rs")
+    assert "book/01_one.md::Cell 0 PASSED" in said
+    assert "book/01_one.md::Cell 1 FAILED" in said
+    assert "book/01_one.md::Cell 2 SKIPPED" in said
+    assert "book/01_one.md::Cell 3 SKIPPED" in said
     assert "Cell 1 of this chapter failed" in said
-    assert "book/02_good.md::Cell 0 PASSED" in said
+    assert "book/02_two.md::Cell 0 PASSED" in said
     assert "page.md" not in said
     assert said.endswith("exit 1")
 
+    folder = execution.cache_folder(root)
+    assert kept(root, "01_one", folder) is None
+    assert list(execution.seconds(root)) == ["book/02_two"]
+    assert 0 < execution.seconds(root)["book/02_two"] < 300
 
-def test_every_chapter_of_the_toc_is_collected() -> None:
-    said = run_pytest(ROOT, "book", "--collect-only", "-q")
-    for name in CHAPTERS:
-        source = (ROOT / f"{name}.md").read_text(encoding="utf8")
+    # The next time what failed and what is new is run. What was executed is not, if it is whole.
+    (path,) = (p for p in folder.rglob("base.ipynb") if '"2"' in p.read_text())
+    path.write_text(path.read_text().replace('"execution_count": 1', '"execution_count": null', 1))
+    write_pages(root, {"01_one": cells[:1] + cells[2:], "04_part": ["3", "4"]})
+    write_pages(root, {"05_edits": ["open('../advlib/new.py', 'w').close()"]})
+    said = run_pytest(root, "book", "-v", "--deselect", "book/04_part.md::Cell 0")
+    assert "book/01_one.md::Cell 2 PASSED" in said
+    assert "book/02_two.md::Executed before PASSED" in said
+    assert "book/03_damaged.md::Executed before FAILED" in said
+    assert f"Cell 0 failed or never ran: remove {folder}" in said
+    assert "book/04_part.md::Cell 1 PASSED" in said
+    assert "book/05_edits.md::Cell 0 PASSED" in said
+    assert said.count(" PASSED") == 6
+    assert kept(root, "01_one", folder) is not None
+    assert kept(root, "04_part", folder) is None
+    for found in (folder, execution.cache_folder(root)):  # of which advlib would it be?
+        assert kept(root, "05_edits", found) is None
+
+
+SHOWN = [
+    "from IPython.display import HTML, clear_output, display\nimport sys",
+    "from matplotlib import pyplot as plt\nplt.plot([1, 2]);",
+    "print('a'); display(HTML('<b>c</b>')); print('d'); 1 + 1",
+    "print('e', file=sys.stderr)",
+    "handle = display(HTML('old'), display_id='it')",
+    "handle.update(HTML('new'))",
+    "print('gone'); clear_output(); print('stays')",
+    "print('gone'); clear_output(wait=True); print('stays')",
+]
+
+
+def test_pages_show_the_same_by_whomever_they_are_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = collected(tmp_path)
+    write_pages(root, {"01_one": SHOWN})
+    assert run_pytest(root, "book").endswith("exit 0")  # with MPLBACKEND set, as tests set it
+    monkeypatch.delenv("MPLBACKEND")
+    built = execution.read(root / "book" / "01_one.md")
+    assert single_nb_execution(built, str(tmp_path), 300, False).err is None
+    ours = kept(root, "01_one", execution.cache_folder(root))
+    assert ours.metadata.language_info == built.metadata.language_info
+    built.cells = [cell for cell in built.cells if cell.cell_type == "code"]
+    for cell, same in zip(ours.cells, built.cells, strict=True):
+        assert cell.execution_count == same.execution_count
+        assert coalesce_streams(cell.outputs) == coalesce_streams(same.outputs), cell.source
+
+
+def test_every_page_that_runs_is_collected(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "book", tmp_path / "book")  # where none is kept
+    said = run_pytest(tmp_path, "book", "--collect-only", "-q")
+    names = [name for name, _ in notebooks.read_toc(ROOT)]
+    run = {name: ROOT / f"{name}.md" for name in names if notebooks.is_chapter(ROOT / f"{name}.md")}
+    assert len(run) > len(CHAPTERS)
+    for name, path in run.items():
+        source = path.read_text(encoding="utf8")
         expected = len(re.findall(r"^`{3,}\{code-cell", source, re.M))
-        assert expected > 0
         assert len(re.findall(rf"^{name}\.md::Cell \d+$", said, re.M)) == expected, name
+
+
+def test_the_build_finds_what_nbval_keeps(tmp_path: Path) -> None:
+    cache = get_cache(tmp_path)
+    for path in filter(notebooks.is_chapter, (ROOT / "book").glob("*.md")):
+        built = read_myst_markdown_notebook(path.read_text(encoding="utf8"), path=path)
+        keys = [cache.create_hashed_notebook(nb)[1] for nb in (execution.read(path), built)]
+        assert keys[0] == keys[1], path.name
 
 
 # ---- the real chapters -------------------------------------------------------------------------

@@ -1,20 +1,18 @@
 """The book's own Sphinx extension: what the configuration file cannot say.
 
-It finds out which repository this is (so that a fork's book opens the fork's notebooks), keys the
-execution cache by the package, writes the notebooks, points the page's buttons at them, and warns
+It finds out which repository this is (so that a fork's book opens the fork's notebooks), says
+where executed pages are kept, writes the notebooks, points the page's buttons at them, and warns
 about figures without a description.
 """
 
-import hashlib
 import os
 import re
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
+from execution import cache_folder
 from notebooks import find_commit, find_slug, notebook_path, read_book, write_notebooks
 from pages import THEME, flat, mend, not_found
 from plain_inline import UnknownMyst, site_url
@@ -31,31 +29,13 @@ COLAB = "https://colab.research.google.com/github"
 LOG = logging.getLogger(__name__)
 
 
-def cache_key(root: Path) -> str:
-    """A short hash of what chapters compute with: the package, its data, the results, PyTorch."""
-    digest = hashlib.sha256()
-    try:
-        digest.update(version("torch").encode())
-    except PackageNotFoundError:
-        digest.update(b"no torch")
-    package = root / "advlib"
-    results = [*(root / "book").glob("*.json"), *(root / "benchmarks").rglob("*.json")]
-    files = [*package.rglob("*.py"), *package.rglob("*.npz"), *results]
-    for path in sorted(path for path in files if path.is_file()):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode() + content)
-    return digest.hexdigest()[:16]
-
-
 def configure(app: Sphinx, config: Config) -> None:
     """Settle what depends on the repository, before myst-nb and the theme read it."""
     root = Path(app.srcdir)
     slug = find_slug(root, dict(os.environ))
     config.book_slug = slug
     os.environ.setdefault("ADVLIB_MONITOR", "static")  # the kernels inherit it
-    config.nb_execution_cache_path = str(
-        Path(app.outdir).parent / ".jupyter_cache" / cache_key(root)
-    )
+    config.nb_execution_cache_path = str(cache_folder(root))
     config.mathjax_path = "mathjax/startup.js"  # sphinx-mathjax-offline would set a larger one
     # YAML has no tuples, and Sphinx compares with tuples.
     config.nitpick_ignore = [tuple(pair) for pair in config.nitpick_ignore]
@@ -85,7 +65,7 @@ def make_notebooks(app: Sphinx) -> None:
 
 
 def make_lab(app: Sphinx, env: BuildEnvironment) -> None:
-    """Write the attack lab's networks and the card, once the chapters that train them have run."""
+    """Write the attack lab's networks and the card."""
     if app.builder.format != "html" or LAB not in env.found_docs:
         return
     from card import write_card  # imports torch, as the lab does: other books can do without
@@ -195,19 +175,17 @@ def described(alt: str) -> bool:
 
 
 class ChapterBadges(SphinxDirective):
-    """{chapter-badges}: the Colab link and the expected minutes (`:cpu:`, `:gpu:`)."""
-
-    option_spec = {"cpu": directives.unchanged, "gpu": directives.unchanged}  # noqa: RUF012
+    """{chapter-badges}: the Colab link and the expected running time, as far as there are any."""
 
     def run(self) -> list[nodes.Node]:
-        """One paragraph."""
+        """One paragraph at most."""
         line = nodes.paragraph(classes=["chapter-badges"])
         if slug := self.config.book_slug:
             url = colab_url(slug, self.env.docname)
             badge = nodes.reference("", "Open in Colab", refuri=url, classes=["badge-colab"])
             line += [badge, nodes.Text(" ")]
-        line += nodes.Text(running_time(self.options))
-        return [line]
+        line += nodes.Text(running_time(Path(self.env.srcdir), self.env.docname))
+        return [line] if line.astext().strip() else []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advlib import bim, load_data, plots, predict, recipes
+from advlib import bim, load_data, plots, predict, trained
 
-MAKERS = {"standard": recipes.standard_net, "robust": recipes.robust_net}
 PER_CLASS = 2
 EPS = 0.1
 HEAD = "// Written when the book is built, by book/_ext/lab.py.\n"
@@ -26,7 +25,8 @@ def rounded(net: nn.Module) -> nn.Module:
 
 def networks() -> dict[str, nn.Module]:
     """Both chapter networks, on the CPU, as the page knows them."""
-    return {name: rounded(make(device="cpu")).eval() for name, make in MAKERS.items()}
+    names = ("standard", "robust")
+    return {name: rounded(trained.network(name, device="cpu")).eval() for name in names}
 
 
 def write_lab(folder: Path, nets: dict[str, nn.Module]) -> None:

@@ -1,0 +1,69 @@
+"""Executed pages: where they are kept, by whoever ran them, nbval or the build of the book.
+
+Each page is executed once. The cache is jupyter-cache's, which knows a page by its code cells; the
+folder it lies in is named after what the cells compute with. Nothing here imports Sphinx.
+"""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jupytext
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
+from nbformat import NotebookNode
+from notebooks import read_toc
+
+KINDS = (".py", ".npz", ".pt", ".json")  # code, digits, networks and their index
+
+
+def cache_key(root: Path) -> str:
+    """A short hash of what cells compute with: the package, its files, the results, PyTorch."""
+    digest = hashlib.sha256()
+    try:
+        digest.update(version("torch").encode())
+    except PackageNotFoundError:
+        digest.update(b"no torch")
+    package = [path for path in (root / "advlib").rglob("*") if path.suffix in KINDS]
+    results = [*(root / "book").glob("*.json"), *(root / "benchmarks").rglob("*.json")]
+    for path in sorted(path for path in package + results if path.is_file()):
+        if path.name == "build.json":  # how long all this took; no cell reads it
+            continue
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def cache_folder(root: Path) -> Path:
+    """The folder of the cache that holds for the files as they are."""
+    return root / "_build" / ".jupyter_cache" / cache_key(root)
+
+
+def read(path: Path) -> NotebookNode:
+    """A page as a notebook; the cache knows it from the one that myst-nb reads."""
+    return jupytext.read(path, fmt="md:myst")
+
+
+def find(cache: JupyterCacheAbstract, page: NotebookNode) -> tuple[NotebookNode, float] | None:
+    """The execution of this page, its code cells only, and how many seconds it took, if kept."""
+    try:
+        record = cache.match_cache_notebook(page)
+        return cache.get_cache_bundle(record.pk).nb, record.data["execution_seconds"]
+    except KeyError:
+        return None
+
+
+def keep(folder: Path, path: Path, executed: NotebookNode, seconds: float) -> None:
+    """Keep an execution of the page at `path`, as myst-nb would have."""
+    bundle = CacheBundleIn(executed, str(path), data={"execution_seconds": seconds})
+    get_cache(folder).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def seconds(root: Path) -> dict[str, float]:
+    """How long each page took, by its name in the table of contents; those executed only.
+
+    Ask before a file that cells compute with is written (`cache_key`): it puts an end to the cache.
+    """
+    cache = get_cache(cache_folder(root))
+    found = {name: find(cache, read(root / f"{name}.md")) for name, _ in read_toc(root)}
+    return {name: result[1] for name, result in found.items() if result}
