@@ -1,10 +1,10 @@
 """Small models with known behaviour, and the one check of what a call must leave as it was."""
 
+import multiprocessing
 import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported, here and in child processes
@@ -22,11 +22,9 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of trained networks, and no say from outside about monitors."""
-    monkeypatch.setenv("ADVLIB_CACHE", str(tmp_path / "cache"))
+def own_monitors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No say from outside about monitors."""
     monkeypatch.delenv("ADVLIB_MONITOR", raising=False)
-    return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -36,10 +34,22 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def unlikely_rng() -> None:
+    set_unlikely_rng()
+
+
+def set_unlikely_rng() -> None:
     """Global random states that no reseeding by mistake arrives at."""
     random.seed(90210)
     np.random.seed(90211)  # noqa: NPY002
     torch.manual_seed(90212)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Starts processes that have imported what takes time, torch._dynamo for optimizers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["advlib.recipes", "hypothesis", "pytest", "torch._dynamo"])
+    return context
 
 
 def linear(weight: Any, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -86,8 +96,12 @@ def labels(n: int = 8, classes: int = 3) -> Tensor:
 
 def global_rng() -> list[Any]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    states = [random.getstate(), torch.get_rng_state().tolist(), kind, keys.tolist(), rest]
-    return states + [state.tolist() for state in torch.cuda.get_rng_state_all()]
+    states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    return [random.getstate(), kind, keys.tobytes(), rest, *map(in_bytes, states)]
+
+
+def in_bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
 
 
 @contextmanager
@@ -96,8 +110,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     def state() -> tuple[Any, ...]:
         flags = [module.training for module in model.modules()]
-        tensors = [tensor.tolist() for tensor in model.state_dict().values()]
-        grads = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
+        tensors = [in_bytes(tensor) for tensor in model.state_dict().values()]
+        grads = [None if p.grad is None else in_bytes(p.grad) for p in model.parameters()]
         return flags, tensors, grads, global_rng()
 
     before = state()
@@ -105,6 +119,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         assert state() == before
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two networks of one architecture have the same weights, to the bit."""
+    return all(torch.equal(p, b.state_dict()[name]) for name, p in a.state_dict().items())
 
 
 class Breakdown(Exception):

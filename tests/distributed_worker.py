@@ -1,7 +1,6 @@
-"""What torchrun starts in test_distributed.py: trains and evaluates, and writes what came out.
+"""What test_distributed.py starts in several processes: trains, and writes FOLDER/RANK.pt.
 
-`python distributed_worker.py FOLDER [--kill]` is the same in one process. Each process writes
-FOLDER/RANK.pt.
+As a program, `python distributed_worker.py FOLDER`, it kills its last process on the way, once.
 """
 
 import os
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from conftest import images, labels
 from torch import nn
 
@@ -78,8 +78,17 @@ def batchnorm():
     return model.state_dict()
 
 
-def main():
-    folder, kill = Path(sys.argv[1]), "--kill" in sys.argv
+def work(folder, number, processes):
+    """Be one of so many processes, without torchrun, and train and evaluate."""
+    distributed._meeting_point = lambda: (
+        dist.FileStore(str(folder / "store"), processes),
+        number,
+        processes,
+    )
+    run(folder)
+
+
+def run(folder, kill=False):
     torch.set_num_threads(1)
     with distributed.joined("cpu"):
         rank = distributed.rank()
@@ -93,4 +102,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(Path(sys.argv[1]), kill=True)

@@ -464,77 +464,7 @@ def test_a_generators_seed_decides_the_random_start(attack):
     assert not torch.equal(attack(model, x, y), attack(model, x, y))  # advlib's own goes on
 
 
-# Bad input
-
-NAN, INF = float("nan"), float("inf")
-BAD_FOR_ALL = [
-    ("model", None),
-    ("model", lambda x: x),
-    ("model", nn.Identity()),  # gives no (n, classes)
-    ("x", images().tolist()),
-    ("x", (images() * 255).to(torch.uint8)),
-    ("x", torch.rand(8)),
-    ("x", images()[:0]),
-    ("x", images().repeat(1, 1, 2, 2)),  # not the size the model takes
-    ("x", images().double()),  # not the type of the weights
-    ("x", images().index_fill(0, torch.tensor(3), NAN)),
-    ("x", images().index_fill(0, torch.tensor(3), INF)),
-    ("y", labels().tolist()),
-    ("y", labels().float()),
-    ("y", labels().int()),
-    ("y", labels()[:7]),
-    ("y", F.one_hot(labels())),
-    ("y", labels() - 1),
-    ("y", labels() + 1),
-]
-BAD_BUDGETS = ["0.1", None, True, -0.1, NAN, INF]
-BAD_BUDGETS += [torch.full(shape, 0.1) for shape in ((), (7,), (8, 1))]
-BAD_BUDGETS += [torch.full((8,), value) for value in (-0.1, NAN, INF)]
-BAD_FOR_ATTACKS = [
-    ("x", images() + 0.01),
-    ("x", images() - 0.01),
-    ("bounds", 1.0),
-    ("bounds", (0, 1, 2)),
-    ("bounds", (1.0, 0.0)),
-    ("bounds", (0.5, 0.5)),
-    ("bounds", (0.0, NAN)),
-    ("bounds", (-INF, 1.0)),
-    ("bounds", ("0", "1")),
-    *(("eps", value) for value in BAD_BUDGETS),
-]
-BAD_FOR_BIM = [("alpha", value) for value in BAD_BUDGETS]
-BAD_FOR_BIM += [("steps", value) for value in (0, -1, 1.0, True, "1", None)]
-BAD_FOR_PGD = [("restarts", value) for value in (0, -1, 1.0, True, None)]
-BAD_NORMS = [("norm", value) for value in ("l1", "Linf", 2, None, float("inf"))]
-BAD_FOR_APGD = BAD_FOR_PGD + BAD_NORMS + [("targets", value) for value in (0, 1.5)]
-BAD_FOR_APGD += [("loss", value) for value in ("mse", "targeted-dlr", None, F.cross_entropy)]
-BAD_FOR_SQUARE = [("queries", value) for value in (0, 1.0, "10")]
-BAD_FOR_SQUARE += [("area", value) for value in (0, 1.1, NAN, None)]
-
-
-@pytest.mark.parametrize(
-    ("function", "name", "value"),
-    [
-        *((input_gradient, *case) for case in BAD_FOR_ALL),
-        *((FGSM_RANDOM, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS),
-        *((BIM, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_BIM),
-        *((PGD, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_BIM + BAD_FOR_PGD),
-        *((L2, *case) for case in BAD_NORMS),
-        *((N_FGSM, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS),
-        *((N_FGSM, "noise", value) for value in (-1, NAN, "2", None)),
-        *((APGD, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_APGD),
-        *((APGD, "steps", value) for value in (0, 2.5, True)),
-        *((SQUARE, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_FOR_SQUARE),
-        (SQUARE, "x", images().flatten(1)),
-        *((AUTO, *case) for case in BAD_FOR_ALL + BAD_FOR_ATTACKS + BAD_NORMS),
-        *((AUTO, name, value) for name in ("steps", "queries") for value in (0, 1.5)),
-    ],
-)
-def test_bad_input_is_named_before_anything_is_touched(function, name, value):
-    model = small_net()
-    arguments = {"model": model, "x": images(), "y": labels()} | {name: value}
-    with untouched(model), pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
-        function(**arguments)
+# The signature
 
 
 def test_threat_model_has_no_defaults_and_is_keyword_only():

@@ -7,11 +7,12 @@ both. `python -m pytest tests/test_bad_input.py -s` prints how many bad inputs t
 import inspect
 import operator
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 import advlib
 from advlib import (
     Batches,
+    checkpoint,
     collapse,
     data,
     engine,
@@ -36,6 +38,7 @@ from advlib import (
     plots,
     recipes,
     report,
+    trained,
     verification,
     widgets,
 )
@@ -147,7 +150,7 @@ def bad_words(*allowed: str) -> Any:
     return st.one_of(
         other_than("str"),
         st.text().filter(lambda word: word not in allowed),
-        each([change(word) for word in allowed for change in (str.upper, "{} ".format)]),
+        each([change(word) for word in allowed for change in ("{}X".format, "{} ".format)]),
     )
 
 
@@ -725,6 +728,8 @@ TABLE |= {
 
 BAD_MEANS = bad_number_lists() | st.just([]) | st.just(())
 NO_DEVICE = each(["abacus", "cuda:99", "", "cpu:-1", "CPU", "cpu cpu", "\0"])
+BAD_DEVICES = other_than("none", "str", "type") | NO_DEVICE
+SHIPPED, BAD_SHIPPED = st.sampled_from(list(recipes.SHIPPED)), bad_words(*recipes.SHIPPED)
 
 TABLE |= {
     "Normalize": Case(
@@ -779,7 +784,7 @@ TABLE |= {
         good={},
         bad={
             "name": bad_words("digits", "mnist", "fashion-mnist", "cifar10"),
-            "device": other_than("none", "str", "type") | NO_DEVICE,
+            "device": BAD_DEVICES,
             "root": other_than("str", "path"),
             "download": BAD_FLAGS,
         },
@@ -1155,10 +1160,12 @@ def recipe_case() -> Case:
         "cyclic": BAD_FLAGS,
         "method": bad_words(*recipes.METHODS),
         "data": bad_words("digits", "mnist", "fashion-mnist", "cifar10"),
-        "network": bad_words("digit-net", "preact-resnet18"),
+        "network": bad_words(*recipes.NETWORKS),
         "weight_decay": bad_numbers(),
         "augment": BAD_FLAGS,
         "precision": bad_words("float32", "mixed"),
+        "steps": bad_counts(),
+        "start": bad_words("", "deep"),
     }
     return Case(recipes.Recipe, good={}, bad=bad)
 
@@ -1208,10 +1215,13 @@ def fit_case() -> Case:
     )
 
 
+FOLDER = tempfile.TemporaryDirectory()
+
+
+@cache
 def saved_training() -> Path:
-    path = recipes.cache_folder() / "training.pt"
-    if not path.exists():
-        advlib.fit(plain_net(), SMALL, epochs=1, lr=0.1, checkpoint=path)
+    path = Path(FOLDER.name) / "training.pt"
+    advlib.fit(plain_net(), SMALL, epochs=1, lr=0.1, checkpoint=path)
     return path
 
 
@@ -1264,6 +1274,14 @@ TRAINING = {
             "checkpoint": other_than("none", "str", "path"),
         },
     ),
+    "trained.network": Case(
+        trained.network,
+        good={"name": SHIPPED},
+        bad={"name": BAD_SHIPPED, "device": BAD_DEVICES},
+        optional={"device": st.sampled_from(["cpu", torch.device("cpu"), None])},
+    ),
+    "trained.history": Case(trained.history, good={"name": SHIPPED}, bad={"name": BAD_SHIPPED}),
+    "trained.load": Case(trained.load, good={"name": SHIPPED}, bad={"name": BAD_SHIPPED}),
     "recipes.results": Case(
         recipes.results,
         good={},
@@ -1286,22 +1304,27 @@ WORK = [
     (plots, "_subplots"),
     (data, "_read_digits"),
     (data, "_read_torchvision"),
-    (recipes, "digit_net"),
+    (checkpoint, "read"),
     (recipes, "load_data"),
     (torch.optim, "SGD"),
 ]
 
 
-@contextmanager
-def idle() -> Iterator[None]:
-    """Within this context no work may begin."""
+allowed = [True]
 
-    def begun(*rest: Any, **more: Any) -> None:
-        raise AssertionError("work began")
+
+@pytest.fixture(autouse=True, scope="module")
+def watched() -> Iterator[None]:
+    """Work begins only while it is allowed to."""
+
+    def begun(work: Callable[..., Any], *rest: Any, **more: Any) -> Any:
+        assert allowed[-1], "work began"
+        return work(*rest, **more)
 
     with ExitStack() as stack:
         for owner, name in WORK:
-            stack.enter_context(mock.patch.object(owner, name, begun))
+            work = partial(begun, getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, work))
         yield
 
 
@@ -1328,8 +1351,9 @@ def test_bad_input_is_named_before_anything_is_touched(function, name, drawn):
     np.random.seed(90211)  # noqa: NPY002
     started.add((function, name))
     case = TABLE[function]
+    arguments = drawn.draw(case.arguments)
     for kind in case.bad[name].branches:  # drawn from all at once, some would hardly come up
-        arguments, wrong = drawn.draw(case.arguments), drawn.draw(kind)
+        wrong = drawn.draw(kind)
         if not isinstance(wrong, Wrong):
             wrong = Wrong({name: wrong}, (name,))
         refuse(case, arguments | wrong.arguments, wrong)
@@ -1344,9 +1368,9 @@ def refuse(case: Case, arguments: dict[str, Any], wrong: Wrong) -> None:
     with ExitStack() as stack:
         for model in held(arguments, nn.Module) or [nn.Identity()]:
             stack.enter_context(untouched(model))
-        if not wrong.after_work:
-            stack.enter_context(idle())
         stack.enter_context(pytest.raises((TypeError, ValueError), match=rf"^({names})\b"))
+        allowed.append(wrong.after_work)
+        stack.callback(allowed.pop)
         case.call(arguments)
     for generator, state in zip(generators, states, strict=True):
         assert wrong.after_work or torch.equal(generator.get_state(), state)

@@ -68,12 +68,6 @@ def test_pgd_that_never_rose_is_a_collapse_too(fgsm_value, pgd_value, collapsed)
     assert len(seen) == collapsed
 
 
-@pytest.mark.parametrize("bad", [{}, {"fgsm": [0.5]}, {"fgsm": [], "pgd": []}])
-def test_metrics_of_another_kind_are_named(bad):
-    with pytest.raises(ValueError, match="metrics"):
-        has_collapsed(bad)
-
-
 def course(values):
     """An `evaluate` that reports these values, whatever the network does."""
     rest = iter(values)
@@ -141,17 +135,7 @@ def test_a_stop_after_the_last_epoch_is_no_stop():
     assert history.kept_epoch is None
 
 
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"keep_best": "pgd"}, "evaluate"),
-        ({"stop_when": has_collapsed}, "evaluate"),
-        ({"stop_when": 1}, "stop_when"),
-        ({"loss": 1}, "loss"),
-        ({"evaluate": lambda model: {"pgd": 1.0}, "keep_best": 1}, "keep_best"),
-        ({"evaluate": lambda model: {"pgd": 1.0}, "keep_best": "clean"}, "keep_best"),
-    ],
-)
-def test_bad_options_are_named(options, name):
-    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+def test_a_metric_to_keep_by_that_evaluate_does_not_report_is_named():
+    options = {"evaluate": lambda model: {"pgd": 1.0}, "keep_best": "clean"}
+    with pytest.raises(ValueError, match=r"^keep_best"):
         fit(small_net(), Batches(X, Y), epochs=1, lr=0.1, **options)

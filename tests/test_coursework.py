@@ -1,7 +1,6 @@
 """The assignments made of the exercises, graded by nbgrader itself."""
 
 import importlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from test_book import CHAPTERS, HEADER, ROOT, TOC
 coursework = importlib.import_module("coursework")
 notebooks = importlib.import_module("notebooks")
 
-READERS_CACHE = os.environ.get("ADVLIB_CACHE")  # before a fixture hides it
+CHEAPEST = "book/02_build_network"  # graded in `make test`, the others in `make exercises`
 ONE = """\
 # One
 
@@ -157,16 +156,15 @@ def test_nbgrader_gives_all_points_some_and_none(course, tmp_path: Path) -> None
     assert found == {"right": (3, 3), "half": (2, 3), "blank": (0, 3)}
 
 
-def test_writing_again_keeps_the_lecturers_settings(tmp_path: Path) -> None:
-    book = read_course(tmp_path / "book")
-    coursework.write_course(book, tmp_path / "made")
-    settings = tmp_path / "made" / "nbgrader_config.py"
+def test_writing_again_keeps_the_lecturers_settings(course) -> None:
+    _, folder = course
+    settings, source = folder / "nbgrader_config.py", folder / "source/01_one/01_one.ipynb"
     assert compile(settings.read_text(), settings, "exec")
     settings.write_text("# mine\n")
-    first = (tmp_path / "made" / "source" / "01_one" / "01_one.ipynb").read_bytes()
-    coursework.write_course(book, tmp_path / "made")
+    first = source.read_bytes()
+    coursework.write_course(read_course(folder.parent / "book"), folder)
     assert settings.read_text() == "# mine\n"
-    assert (tmp_path / "made" / "source" / "01_one" / "01_one.ipynb").read_bytes() == first
+    assert source.read_bytes() == first
 
 
 def test_an_exercise_without_its_test_is_refused_by_number(tmp_path: Path) -> None:
@@ -175,33 +173,61 @@ def test_an_exercise_without_its_test_is_refused_by_number(tmp_path: Path) -> No
         coursework.assignment("book/01_one", read_course(tmp_path, chapter))
 
 
-def test_the_command_writes_an_assignment_for_every_chapter(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "book" / "_ext" / "coursework.py", tmp_path / "course"]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes."""
+    folder = tmp_path_factory.mktemp("chapters") / "course"
+    command = [sys.executable, ROOT / "book" / "_ext" / "coursework.py", folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{len(CHAPTERS)} assignments")
-    names = [name.rsplit("/", 1)[-1] for name in CHAPTERS]
-    for edition in ("source", "release"):
-        made = sorted(path.name for path in (tmp_path / "course" / edition).glob("*/*.ipynb"))
-        assert made == [f"{name}.ipynb" for name in names]
+    assert {path.name for path in (folder / "source").iterdir()} == set(map(short, CHAPTERS))
+    return folder
 
 
-@pytest.mark.built
+def short(chapter: str) -> str:
+    return chapter.rsplit("/", 1)[-1]
+
+
+def edition(folder: Path, kind: str, chapter: str) -> Path:
+    return folder / kind / short(chapter) / f"{short(chapter)}.ipynb"
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_solutions_of_a_chapter_get_full_marks_and_nothing_gets_none(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_assignment_has_three_exercises_and_gives_no_answer_away(
+    name: str, written: Path
 ) -> None:
-    monkeypatch.delenv("ADVLIB_CACHE")  # the networks that the chapters have trained
-    if READERS_CACHE:
-        monkeypatch.setenv("ADVLIB_CACHE", READERS_CACHE)
+    source, release = (
+        nbformat.read(edition(written, kind, name), 4).cells for kind in ("source", "release")
+    )
+    points = []
+    for mine, theirs in zip(source, release, strict=True):
+        note = mine.metadata.get("nbgrader", {})
+        if note.get("solution"):
+            assert "### BEGIN SOLUTION" in mine.source
+            assert theirs.source == "# YOUR CODE HERE\nraise NotImplementedError()"
+        elif note.get("grade"):
+            points.append(note.points)
+            assert "### BEGIN HIDDEN TESTS" in mine.source
+            assert theirs.source.strip() == coursework.TEST.splitlines()[0]
+        else:
+            assert theirs.source == mine.source
+    assert points == [1, 2, 3]  # stars
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == CHEAPEST else pytest.mark.slow) for name in CHAPTERS],
+)
+def test_solutions_of_a_chapter_get_full_marks_and_nothing_gets_none(
+    name: str, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ADVLIB_MONITOR", "static")
     book = notebooks.read_book(ROOT)
-    book.chapters = [name]
-    grader = coursework.write_course(book, tmp_path)
-    short = name.rsplit("/", 1)[-1]
-    path = Path(short) / f"{short}.ipynb"
-    submissions = {"solved": tmp_path / "source" / path, "blank": tmp_path / "release" / path}
-    found = scores(grader, short, submissions)
-    most = found["blank"][1]
-    assert most == 6  # one, two and three stars
-    assert found == {"solved": (most, most), "blank": (0, most)}
+    book.chapters = []  # what the command wrote is there
+    grader = coursework.write_course(book, written)
+    submissions = {
+        "solved": edition(written, "source", name),
+        "blank": edition(written, "release", name),
+    }
+    assert scores(grader, short(name), submissions) == {"solved": (6, 6), "blank": (0, 6)}

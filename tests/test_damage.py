@@ -5,7 +5,6 @@ were used.
 """
 
 import importlib
-import multiprocessing
 import os
 import pickle
 import random
@@ -16,21 +15,20 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
-from cache_worker import build
-from conftest import small_net
+from conftest import equal, small_net
 from datasets import FILES, SETS, archives, point_at, serving, write
 from test_book import write_book
-from test_checkpoint import TINY, Evil, cpu, equal, train
+from test_checkpoint import Evil, train
 from test_coursework import read_course
 
-from advlib import checkpoint, load_checkpoint, load_data, recipes
+from advlib import load_checkpoint, load_data, recipes, trained
 
 coursework = importlib.import_module("coursework")
 notebooks = importlib.import_module("notebooks")
@@ -39,13 +37,6 @@ NOBODY = 65534
 DIGITS = resources.files("advlib") / "digits.npz"
 ADVICE = re.compile(r"delete|install advlib again")
 load_cpu = partial(load_data, device="cpu")
-
-
-@pytest.fixture
-def few_digits(monkeypatch):
-    """What TINY needs of the digits, read once."""
-    parts = [part._replace(x=part.x[:40], y=part.y[:40]) for part in load_cpu()]
-    monkeypatch.setattr(recipes, "load_data", lambda *rest, **options: parts)
 
 
 # Flipped bits and cut files
@@ -72,7 +63,7 @@ class Victim:
 
 
 @pytest.fixture
-def victims(tmp_path, monkeypatch, cache, few_digits):
+def victims(tmp_path, monkeypatch):
     """Every kind of file that advlib reads."""
     digits = tmp_path / "digits.npz"
     shutil.copy(DIGITS, digits)
@@ -83,17 +74,9 @@ def victims(tmp_path, monkeypatch, cache, few_digits):
     for name, file in FILES:
         (path,) = (tmp_path / name).rglob(file)
         found.append(Victim(path, partial(load_cpu, name, root=tmp_path / name), 8))
-    net, history = cpu(TINY)
-    (file,) = cache.iterdir()
-    whole = file.read_bytes()
-
-    def build():
-        again, told = cpu(TINY)
-        assert equal(net, again)
-        assert told == history
-        assert file.read_bytes() == whole
-
-    found.append(Victim(file, build, 40))
+    shipped = shutil.copytree(trained.FOLDER, tmp_path / "trained")
+    monkeypatch.setattr(trained, "FOLDER", shipped)
+    found.append(Victim(shipped / "standard.pt", partial(trained.load, "standard"), 40))
     run = tmp_path / "run.pt"
     train(small_net(), run)
     found.append(Victim(run, lambda: train(small_net(), run), 20))
@@ -158,30 +141,16 @@ def test_the_shipped_digits_missing_is_a_clear_error(tmp_path, monkeypatch):
         load_data()
 
 
-def test_half_written_files_in_the_cache_are_ignored_and_swept_away(cache, few_digits):
-    net, _ = cpu(TINY)
-    (file,) = cache.iterdir()
-    whole = file.read_bytes()
-    for end, age in (("old", 3700), ("new", 0)):
-        half = file.with_name(f"{file.name}.{end}.partial")
-        half.write_bytes(whole[: len(whole) // 2])
-        os.utime(half, (time.time() - age,) * 2)
-    file.unlink()
-    assert equal(cpu(TINY)[0], net)
-    assert sorted(path.name for path in cache.iterdir()) == [file.name, f"{file.name}.new.partial"]
-    assert file.read_bytes() == whole
-
-
 # Places that can't be written to
 
 
 @contextmanager
-def forbidden(folder, monkeypatch, mode=0o555):
+def forbidden(folder, monkeypatch):
     """Inside, nobody writes into `folder`, the present one; root becomes someone else for that."""
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     monkeypatch.chdir(folder)
     for path in folder.rglob("*"):
-        path.chmod(0o444 if path.is_file() else mode)
+        path.chmod(0o444 if path.is_file() else 0o555)
     folder.chmod(0o555)
     user = os.geteuid()
     if os.access(folder, os.W_OK):  # root may write anywhere
@@ -201,76 +170,6 @@ def forbidden(folder, monkeypatch, mode=0o555):
 def place(tmp_path):
     (tmp_path / "place").mkdir()
     return tmp_path / "place"
-
-
-def test_a_read_only_cache_costs_nothing_but_the_cache(place, monkeypatch, few_digits):
-    expected, history = cpu(TINY)
-    monkeypatch.setenv("ADVLIB_CACHE", "cache")
-    for there in (False, True):
-        if there:
-            (place / "cache").mkdir()
-        with (
-            forbidden(place, monkeypatch),
-            pytest.warns(UserWarning, match=r"not cached: .*Permission denied"),
-        ):
-            net, found = cpu(TINY)
-        assert equal(net, expected)
-        assert found == history
-    assert list(place.rglob("*")) == [place / "cache"]
-
-
-def test_what_a_read_only_cache_holds_is_used(place, monkeypatch, few_digits):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("ADVLIB_CACHE", "cache")
-    expected, _ = cpu(TINY)
-    monkeypatch.setattr(recipes, "load_data", None)  # no training
-    with forbidden(place, monkeypatch), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert equal(cpu(TINY)[0], expected)
-
-
-def test_a_cache_that_can_not_even_be_read_costs_nothing_but_the_cache(
-    place, monkeypatch, few_digits
-):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("ADVLIB_CACHE", "cache")
-    expected, _ = cpu(TINY)
-    with (
-        forbidden(place, monkeypatch, mode=0o000),
-        pytest.warns(UserWarning, match="Permission") as caught,
-    ):
-        assert equal(cpu(TINY)[0], expected)
-    told = [str(warning.message) for warning in caught]
-    assert re.search(r"training the network again: .*Permission denied.*\.pt", told[0])
-    assert re.search(r"not cached: .*Permission denied", told[1])
-
-
-@pytest.mark.parametrize("name", ["", "folder"])
-def test_a_file_in_the_caches_place_costs_nothing_but_the_cache(
-    name, cache, monkeypatch, few_digits
-):
-    expected, _ = cpu(TINY)
-    file = cache.with_name("file")
-    file.write_text("mine")
-    monkeypatch.setenv("ADVLIB_CACHE", str(file / name))
-    with pytest.warns(UserWarning, match="not cached: ") as caught:
-        assert equal(cpu(TINY)[0], expected)
-    assert len(caught) == 1  # there was nothing to be read
-    assert file.read_text() == "mine"
-
-
-def test_a_folder_in_a_networks_place_is_left_there(cache, few_digits):
-    expected, _ = cpu(TINY)
-    (file,) = cache.iterdir()
-    file.unlink()
-    file.mkdir()
-    with pytest.warns(UserWarning, match="is a directory|Is a directory") as caught:
-        assert equal(cpu(TINY)[0], expected)
-    assert [str(warning.message).split(":")[0] for warning in caught] == [
-        "training the network again",
-        "the network was not cached",
-    ]
-    assert list(cache.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("path", ["run.pt", "new/run.pt", "file/run.pt"])
@@ -305,43 +204,6 @@ def test_a_read_only_data_folder_is_read_but_not_fetched_into(name, place, monke
     assert list(place.iterdir()) == []
 
 
-# Several processes
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    # as in test_resume: the one that runs first starts the server for both
-    context.set_forkserver_preload(["advlib.recipes", "hypothesis", "pytest", "torch._dynamo"])
-    return context
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_that_build_the_same_networks_at_once_end_alike(
-    count, processes, tmp_path, cache
-):
-    seeds, shared = range(4), tmp_path / "shared"
-    barrier = processes.Barrier(count, timeout=60)
-    files = [tmp_path / f"{i}.pt" for i in range(count)]
-    children = [
-        processes.Process(target=build, args=(barrier, TINY, seeds, shared, file)) for file in files
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    assert [child.exitcode for child in children] == [0] * count
-    for seed, *found in zip(seeds, *map(torch.load, files), strict=True):
-        net, history = cpu(replace(TINY, seed=seed))
-        for weights, loss in found:
-            assert loss == history.loss
-            assert all(torch.equal(net.state_dict()[name], w) for name, w in weights.items())
-    assert sorted(os.listdir(shared)) == sorted(os.listdir(cache))  # and nothing beside them
-    for name in os.listdir(shared):
-        assert (shared / name).read_bytes() == (cache / name).read_bytes()
-        checkpoint.read(shared / name)
-
-
 # No network
 
 
@@ -365,10 +227,9 @@ def attempts(monkeypatch):
 
 
 def test_without_a_network_the_digits_and_their_recipes_work(attempts):
-    train_set, _ = load_cpu()
-    assert len(train_set.x) == 5000
-    net, _ = cpu(TINY)
-    assert equal(cpu(TINY)[0], net)
+    _, history = recipes.train(recipes.Recipe(images=100, epochs=1), device="cpu")
+    assert len(history.loss) == 1
+    assert trained.network("standard")
     assert attempts == []
 
 
@@ -377,7 +238,7 @@ def test_without_a_network_the_other_sets_say_so_at_once(name, attempts, tmp_pat
     with pytest.raises(FileNotFoundError, match=rf"^{name}: .* is missing; .*download=True"):
         load_data(name, root=tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"^{name}: .* is missing"):
-        cpu(recipes.Recipe(data=name))  # from the folder "data"
+        recipes.train(recipes.Recipe(data=name), device="cpu")  # from the folder "data"
     assert attempts == []
     with pytest.raises(OSError, match=rf"(?s)^{name}: .* failed: .*no network.* see that"):
         load_data(name, root=tmp_path, download=True)

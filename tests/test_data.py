@@ -115,15 +115,9 @@ def test_a_failed_download_is_an_os_error_that_names_the_set_and_folder(
         load_data(name, root=tmp_path, download=True)
 
 
-@pytest.mark.parametrize("name", ["emnist", "MNIST", "", None, 3])
-def test_an_unknown_data_set_is_named_with_the_known_ones(name):
+def test_an_unknown_data_set_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"^name must be one of digits, mnist, fashion-mnist"):
-        load_data(name)
-
-
-def test_a_device_that_is_not_there_is_an_error():
-    with pytest.raises(ValueError, match="device"):
-        load_data(device="abacus")
+        load_data("emnist")
 
 
 # Batches
@@ -177,28 +171,6 @@ def test_batches_are_slices_of_the_tensors_not_copies():
     x, y = numbered(20)
     parts = list(Batches(x, y, batch_size=6))
     assert [part.data_ptr() for part, _ in parts] == [x[i:].data_ptr() for i in (0, 6, 12, 18)]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("x", [1.0]),
-        ("x", torch.zeros(4, 1, 2, 2, dtype=torch.uint8)),
-        ("x", torch.zeros(4)),
-        ("x", torch.zeros(0, 1, 2, 2)),
-        ("x", torch.full((4, 1, 2, 2), float("nan"))),
-        ("y", [0, 1, 2, 3]),
-        ("y", torch.zeros(4)),
-        ("y", torch.zeros(3, dtype=torch.int64)),
-        ("y", torch.zeros(4, 1, dtype=torch.int64)),
-        ("y", torch.tensor([0, 1, 2, -1])),
-        *(("batch_size", value) for value in (0, -1, 2.0, True, "2", None)),
-    ],
-)
-def test_batches_name_bad_input(name, value):
-    arguments = dict(zip("xy", numbered(4), strict=True)) | {name: value}
-    with pytest.raises((TypeError, ValueError), match=f"^{name} must"):
-        Batches(**arguments)
 
 
 @cuda

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import Breakdown, global_rng, images, labels, small_net
-from distributed_worker import BATCH, EPOCHS, IMAGES
+from datasets import write
+from distributed_worker import BATCH, EPOCHS, IMAGES, work
 
 from advlib import (
     Batches,
@@ -25,31 +26,44 @@ from advlib import (
     preact_resnet18,
     recipes,
 )
+from advlib.__main__ import main
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
-def run(folder, processes, *options, launcher=TORCHRUN):
+def run(folder, processes, count):
     """Run the worker by so many processes; what each of them wrote."""
-    start = [*launcher, f"--nproc-per-node={processes}"] if processes else [sys.executable]
-    if "--kill" in options:
-        start.append("--max-restarts=2")
+    children = [processes.Process(target=work, args=(folder, i, count)) for i in range(count)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * count
+    return results(folder, count)
+
+
+def results(folder, count):
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def torchrun(*command, **options):
+    """Run a program by two processes that torchrun starts; what it printed."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*start, WORKER, folder, *options], capture_output=True, text=True, timeout=300
+        [*start, *command], capture_output=True, text=True, timeout=300, **options
     )
     assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt") for rank in range(processes or 1)]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone"), 0)[0]
+def alone(processes, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("alone"), processes, 1)[0]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def together(request, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("together"), request.param)
+def together(request, processes, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("together"), processes, request.param)
 
 
 def close(a, b):
@@ -93,10 +107,10 @@ def test_a_shared_evaluation_counts_what_one_process_counts(alone, together):
         assert torch.equal(found["right"], alone["right"])
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_a_killed_process_is_started_again_and_the_training_completed(processes, alone, tmp_path):
-    for found in run(tmp_path, processes, "--kill"):
-        assert len(found["seen"]) < len(alone["seen"]) / processes  # it did not begin again
+def test_a_killed_process_is_started_again_and_the_training_completed(alone, tmp_path):
+    torchrun("--max-restarts=2", WORKER, tmp_path)
+    for found in results(tmp_path, 2):
+        assert len(found["seen"]) < len(alone["seen"]) / 2  # it did not begin again
         close(torch.tensor(found["history"]["loss"]), torch.tensor(alone["history"]["loss"]))
         for name, weight in alone["weights"].items():
             close(found["weights"][name], weight)
@@ -205,35 +219,33 @@ def test_a_batch_needs_an_image_for_each_process(monkeypatch):
 # The command
 
 
-def command(folder, *options, processes=2, program=("-m", "advlib")):
-    """Run `python -m advlib train`, by torchrun if there are `processes`; what it printed."""
-    start = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes else [sys.executable]
-    done = subprocess.run(
-        [*start, *program, "train", "--device", "cpu", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run `python -m advlib` in this process; what it printed."""
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["advlib", *options])
+        main()
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    return run
 
 
-def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
-    options = ["--recipe", "standard", "--images", "100", "--epochs", "1", "--lr", "0.1"]
-    found = [command(tmp_path, *options, processes=n) for n in (2, 0)]  # then it has ended
-    assert re.search(r"clean: \d+ of 5000 right, 0\.\d+ to 0\.\d+", found[0])
-    assert found[0] == found[1]
+def test_the_command_trains_and_goes_on_from_its_checkpoint(command, tmp_path):
+    options = ["train", "--device=cpu", "--recipe=standard", "--images=100", "--epochs=1"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    found = torchrun("-m", "advlib", *options, cwd=tmp_path, env=env)
+    assert re.search(r"clean: \d+ of 5000 right, 0\.\d+ to 0\.\d+", found)
+    assert command(*options) == found  # it has ended
     assert len(load_checkpoint(tmp_path / "standard.pt", digit_net()).loss) == 1
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-def test_the_command_trains_on_cifar10(processes, tmp_path):
+def test_the_command_trains_on_cifar10(command, tmp_path, monkeypatch):
     """All of the recipe after Wong et al., on 15 images and 3 test images in the real format."""
-    options = ["--recipe", "cifar10", "--epochs", "1", "--batch-size", "5"]
-    program = [Path(__file__).parent / "cifar_worker.py"]
-    found = command(tmp_path, *options, processes=processes, program=program)
+    write("cifar10", tmp_path, monkeypatch)
+    options = ["--device=cpu", "--recipe=cifar10", "--epochs=1", "--batch-size=5", "--data=."]
+    found = command("train", *options)
     assert re.search(r"clean: [0-3] of 3 right.*\npgd: [0-3] of 3 right", found)
     history = load_checkpoint(tmp_path / "cifar10.pt", preact_resnet18())
     assert len(history.loss) == 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import cuda, images, labels, small_net, untouched
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -179,12 +179,12 @@ def test_large_batches_are_worked_through_in_blocks_of_equal_size():
         assert engine._blocks(model, torch.zeros(5000, 1, 28, 28)) == 1
 
 
-@given(n=st.integers(1, 120))
+@pytest.mark.parametrize("n", [1, 16, 17, 50])
 def test_blocks_do_not_show_in_what_is_computed(n):
     model = digit_net(channels=3, size=32, generator=seeded()).double()  # blocks of 16
     x = torch.rand(n, 3, 32, 32, generator=seeded(), dtype=DOUBLE)
     y = labels(n, 10)
-    rows = torch.arange(n - 1, -1, -13)
+    rows = torch.arange(n - 1, -1, -7)
     scores, gradient = engine.logits_and_gradient(model, x, y)
     assert scores.shape == (n, 10)
     exact(gradient[rows], engine.gradient(model, x[rows], y[rows]))
@@ -288,17 +288,17 @@ def test_what_the_cpu_can_not_allocate_is_out_of_memory_too():
 ATTACKS = {
     "fgsm": partial(fgsm, eps=0.1),
     "fgsm, random start": partial(fgsm, eps=0.1, alpha=0.125, random_start=True),
-    "bim": partial(bim, eps=0.1, alpha=0.02, steps=6),
-    "bim, early exit": partial(bim, eps=0.1, alpha=0.02, steps=6, early_exit=True),
-    "bim, targeted": partial(bim, eps=0.1, alpha=0.02, steps=6, targeted=True),
-    "pgd": partial(pgd, eps=0.1, alpha=0.02, steps=5, restarts=2),
+    "bim": partial(bim, eps=0.1, alpha=0.04, steps=3),
+    "bim, early exit": partial(bim, eps=0.1, alpha=0.04, steps=3, early_exit=True),
+    "bim, targeted": partial(bim, eps=0.1, alpha=0.04, steps=3, targeted=True),
+    "pgd": partial(pgd, eps=0.1, alpha=0.05, steps=2, restarts=2),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_attacks_are_equal_to_the_bit_with_and_without(attack):
-    # in double precision, where rounding cannot turn a sign; 60 images are two blocks
-    model, (x, y) = net(), digits(60)
+    # in double precision, where rounding cannot turn a sign; 52 images are two blocks
+    model, (x, y) = net(), digits(52)
     fast = attack(model, x, y, generator=seeded())
     with engine.off():
         assert torch.equal(fast, attack(model, x, y, generator=seeded()))
@@ -306,24 +306,25 @@ def test_attacks_are_equal_to_the_bit_with_and_without(attack):
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_in_single_precision_accuracy_and_budget_are_the_same(attack):
-    model, (x, y) = net(torch.float32), digits(60, torch.float32)
-    batches = Batches(x, engine.logits(model, x).argmax(1))
-    fast = accuracy(model, batches, attack=partial(attack, generator=seeded()))
-    moved = (attack(model, x, y, generator=seeded()) - x).abs().amax((1, 2, 3))
+    model, x = net(torch.float32), digits(52, torch.float32)[0]
+    y = engine.logits(model, x).argmax(1)
+    fast = attack(model, x, y, generator=seeded())
     with engine.off():
-        assert accuracy(model, batches, attack=partial(attack, generator=seeded())) == fast
-        plainly = (attack(model, x, y, generator=seeded()) - x).abs().amax((1, 2, 3))
-    torch.testing.assert_close(moved, plainly, rtol=0, atol=1e-6)
+        plainly = attack(model, x, y, generator=seeded())
+    right = [(engine.logits(model, found).argmax(1) == y).sum() for found in (fast, plainly)]
+    assert right[0] == right[1]
+    moved = [(found - x).abs().amax((1, 2, 3)) for found in (fast, plainly)]
+    torch.testing.assert_close(*moved, rtol=0, atol=1e-6)
 
 
 def test_training_ends_in_the_same_network():
     ends = []
     for context in (engine.off, lambda: engine.gradients_in(DOUBLE)):
         model, generator = net(), seeded()
-        batches = Batches(*digits(120), batch_size=60, shuffle=True, generator=generator)
+        batches = Batches(*digits(104), batch_size=52, shuffle=True, generator=generator)
         attack = partial(fgsm, eps=0.1, alpha=0.125, random_start=True, generator=generator)
         with context():
-            history = fit(model, batches, epochs=3, lr=0.05, attack=attack)
+            history = fit(model, batches, epochs=1, lr=0.05, attack=attack)
         ends.append((history.loss, list(model.parameters())))
     (plain_loss, plain), (fast_loss, fast) = ends
     assert fast_loss == pytest.approx(plain_loss, rel=1e-9)
@@ -536,6 +537,7 @@ def test_on_cuda_recording_leaves_the_random_state_alone():
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "two 3x3 on 28x28"])
+@settings(max_examples=10)
 @given(data=st.data())
 def test_logits_of_nearby_images_are_those_of_the_whole_network(name, data):
     if name in NETWORKS:

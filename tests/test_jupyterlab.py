@@ -17,6 +17,8 @@ from playwright.sync_api import expect
 expect.set_options(timeout=60_000)
 
 TRAINING = """
+import matplotlib.pyplot as plt
+plt.plot([1, 2])
 import json, time, torch, advlib
 from advlib.monitor import progress
 torch.set_num_threads(1)
@@ -36,27 +38,36 @@ AFTERWARDS = """
 trained = not torch.equal(first, net[-1].weight)
 print(json.dumps([history.stopped, trained, len(history.loss), begun, ended]))
 """
+ATTACK_LAB = """
+import torch, advlib
+from advlib.widgets import attack_lab
+torch.set_num_threads(1)
+test = advlib.load_data(device="cpu")[1]
+nets = {"standard": advlib.digit_net(), "robust": advlib.digit_net()}
+attack_lab(nets, test.x[:10], test.y[:10])
+"""
+CELLS = (TRAINING, AFTERWARDS, ATTACK_LAB)
 FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
 
 
 class Lab:
-    """A JupyterLab server and a browser; `open` makes a notebook and a page that shows it."""
+    """A JupyterLab server and a browser; `open` makes a notebook with the cells above."""
 
     def __init__(self, server, folder, browser):
         self.url, self.token, self.folder = server["url"], server["token"], folder
         self.context = browser.new_context(viewport={"width": 1280, "height": 1000})
         self.context.set_default_timeout(60_000)
 
-    def open(self, *cells):
+    def open(self):
         path = self.folder / f"{len(list(self.folder.iterdir()))}.ipynb"
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
         page = self.context.new_page()
         page.goto(f"{self.url}lab/workspaces/{path.stem}/tree/{path.name}?token={self.token}")
         # the notebook's own indicator says idle before there is a kernel
         page.locator("#jp-main-statusbar").get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        return page
+        return Notebook(page)
 
     def api(self, method, path, content=None):
         headers = {"Authorization": f"token {self.token}", "Content-Type": "application/json"}
@@ -68,6 +79,30 @@ class Lab:
     def set(self, plugin, **settings):
         path = f"lab/api/settings/@jupyterlab/apputils-extension:{plugin}"
         self.api("PUT", path, {"raw": json.dumps(settings)})
+
+
+class Notebook:
+    """A page with a notebook; counts what has been run."""
+
+    def __init__(self, page):
+        self.page, self.count = page, 0
+
+    def run(self, number):
+        """Start the cell with this number, from 0, and return it."""
+        cell = self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Shift+Enter")
+        self.count += 1
+        return cell
+
+    def finished(self, cell):
+        """Wait until `cell`, run last, has ended without an error."""
+        expect(cell.locator(".jp-InputPrompt").first).to_have_text(f"[{self.count}]:")
+        errors = (
+            "[data-mime-type='application/vnd.jupyter.error'], "
+            ".jp-RenderedText[data-mime-type$=stderr]"
+        )
+        assert cell.locator(errors).all_inner_texts() == []
 
 
 def wait_until(condition, seconds=60):
@@ -119,48 +154,33 @@ def server(browser, tmp_path_factory):
         process.wait(60)
 
 
-@pytest.fixture
-def lab(server):
-    """The server; an error on any page fails the test, and no kernel survives it."""
+@pytest.fixture(scope="module")
+def opened(server):
+    """The notebook that most tests share, and the errors of any page."""
     faults = []
     server.context.on("weberror", lambda error: faults.append(str(error.error)))
-    yield server
-    for page in server.context.pages:
-        page.close()
-    for kernel in server.api("GET", "api/kernels"):
-        server.api("DELETE", f"api/kernels/{kernel['id']}")
+    return server.open(), faults
+
+
+@pytest.fixture
+def notebook(opened):
+    notebook, faults = opened
+    yield notebook
     assert faults == []
 
 
-def run(page, number):
-    """Start the cell with this number, from 0, and return it."""
-    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Shift+Enter")
-    return cell
-
-
-def finished(cell, count):
-    """Wait until the cell has ended, the count-th one to do so, without an error."""
-    expect(cell.locator(".jp-InputPrompt").first).to_have_text(f"[{count}]:")
-    errors = (
-        "[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedText[data-mime-type$=stderr]"
-    )
-    assert cell.locator(errors).all_inner_texts() == []
-
-
-def press_and_check(page, cell, button, pictures=1):
+def press_and_check(notebook, cell, button):
     """Press a button that ends the training in `cell`, the first, and see what it left."""
     button.evaluate(
         "node => node.addEventListener('click', () => { window.pressed = Date.now() / 1000; })"
     )
     button.click()
-    finished(cell, 1)
-    expect(cell.locator(".jp-OutputArea-output img")).to_have_count(pictures)
+    notebook.finished(cell)
+    expect(cell.locator(".jp-OutputArea-output img")).to_have_count(2)  # the cell's own plot, too
     assert cell.locator(".jupyter-widgets").count() == 0
-    pressed = page.evaluate("window.pressed")
-    after = run(page, 1)
-    finished(after, 2)
+    pressed = notebook.page.evaluate("window.pressed")
+    after = notebook.run(1)
+    notebook.finished(after)
     stopped, trained, count, begun, ended = json.loads(after.locator("pre").last.inner_text())
     assert stopped
     assert trained
@@ -171,51 +191,27 @@ def press_and_check(page, cell, button, pictures=1):
     assert ended - pressed < 10
 
 
-def test_the_stop_button_ends_training_and_keeps_the_network_and_the_cells_own_plots(lab):
-    page = lab.open("import matplotlib.pyplot as plt; plt.plot([1, 2]);" + TRAINING, AFTERWARDS)
-    cell = run(page, 0)
+def toolbars_stop(notebook):
+    return notebook.page.locator("[data-command='notebook:interrupt-kernel']")
+
+
+def test_the_stop_button_ends_training_and_keeps_the_network_and_the_cells_own_plots(notebook):
+    cell = notebook.run(0)
     stop = cell.get_by_role("button", name="Stop")
     stop.wait_for()
     expect(cell.get_by_text("Or press the notebook's own stop button")).to_be_visible()
-    press_and_check(page, cell, stop, pictures=2)
+    press_and_check(notebook, cell, stop)
 
 
-def test_without_a_way_for_the_button_the_monitor_names_the_toolbars_stop(lab):
-    """Messages of widgets wait for the end of the cell, as in ipykernel 6, VS Code and Colab."""
-    lab.set("kernels-settings", commsOverSubshells="disabled")
-    try:
-        page = lab.open(TRAINING, AFTERWARDS)
-        cell = run(page, 0)
-        # several refreshes, of a second each, went by
-        cell.get_by_text(re.compile(r"iteration ([5-9]|\d\d+) of 4000")).wait_for()
-        expect(cell.get_by_text("To stop, press the notebook's own stop button")).to_be_visible()
-        expect(cell.get_by_role("button", name="Stop")).to_be_hidden()
-        press_and_check(page, cell, page.locator("[data-command='notebook:interrupt-kernel']"))
-    finally:
-        lab.set("kernels-settings")
-
-
-def test_the_toolbars_stop_does_the_same_where_the_button_works(lab):
-    page = lab.open(TRAINING, AFTERWARDS)
-    cell = run(page, 0)
+def test_the_toolbars_stop_does_the_same_where_the_button_works(notebook):
+    cell = notebook.run(0)
     cell.get_by_role("button", name="Stop").wait_for()
-    press_and_check(page, cell, page.locator("[data-command='notebook:interrupt-kernel']"))
+    press_and_check(notebook, cell, toolbars_stop(notebook))
 
 
-ATTACK_LAB = """
-import torch, advlib
-from advlib.widgets import attack_lab
-torch.set_num_threads(1)
-test = advlib.load_data(device="cpu")[1]
-nets = {"standard": advlib.digit_net(), "robust": advlib.digit_net()}
-attack_lab(nets, test.x[:10], test.y[:10])
-"""
-
-
-def test_the_attack_lab_answers_to_keyboard_and_buttons(lab):
-    page = lab.open(ATTACK_LAB)
-    cell = run(page, 0)
-    finished(cell, 1)
+def test_the_attack_lab_answers_to_keyboard_and_buttons(notebook):
+    cell = notebook.run(2)
+    notebook.finished(cell)
     picture = cell.locator("img")
     clean = picture.get_attribute("src")
     assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
@@ -231,3 +227,18 @@ def test_the_attack_lab_answers_to_keyboard_and_buttons(lab):
     cell.get_by_role("button", name="Reset").click()
     expect(cell.get_by_text(re.compile("Step 0 of 20"))).to_be_visible()
     expect(picture).not_to_have_attribute("src", attacked)
+
+
+def test_without_a_way_for_the_button_the_monitor_names_the_toolbars_stop(server, notebook):
+    """Messages of widgets wait for the end of the cell, as in ipykernel 6, VS Code and Colab."""
+    server.set("kernels-settings", commsOverSubshells="disabled")
+    try:
+        other = server.open()
+        cell = other.run(0)
+        # several refreshes, of a second each, went by
+        cell.get_by_text(re.compile(r"iteration ([5-9]|\d\d+) of 4000")).wait_for()
+        expect(cell.get_by_text("To stop, press the notebook's own stop button")).to_be_visible()
+        expect(cell.get_by_role("button", name="Stop")).to_be_hidden()
+        press_and_check(other, cell, toolbars_stop(other))
+    finally:
+        server.set("kernels-settings")

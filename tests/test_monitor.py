@@ -10,7 +10,7 @@ import torch
 from conftest import images, labels
 from nbclient import NotebookClient
 
-from advlib import Batches, History, digit_net, fit
+from advlib import Batches, digit_net, fit
 from advlib.monitor import TerminalMonitor, progress
 
 
@@ -87,14 +87,6 @@ def test_a_monitor_can_be_used_again_after_a_stop():
     assert not train(monitor).stopped
 
 
-def test_a_cached_network_is_reported_as_such():
-    screen = Screen(tty=False)
-    monitor = TerminalMonitor(screen)
-    monitor.start(2, 5)
-    monitor.finish(History(loss=[1.0] * 10))
-    assert screen.getvalue() == "10 iterations, from the cache\n"
-
-
 def test_progress_is_the_terminal_line_outside_a_notebook(monkeypatch):
     assert type(progress()) is TerminalMonitor
     monkeypatch.setenv("ADVLIB_MONITOR", "static")
@@ -110,8 +102,8 @@ from advlib import monitor
 torch.set_num_threads(1)
 x, y = torch.rand(20, 1, 4, 4), torch.arange(20) % 3
 
-def run(monitor, act=lambda iteration: None):
-    monitor.seconds_between_refreshes = 0
+def run(monitor, act=lambda iteration: None, pause=60):
+    monitor.seconds_between_refreshes = pause
     count = iter(range(1, 11))
     attack = lambda model, x, y: act(next(count)) or x
     net = advlib.digit_net(size=4, classes=3)
@@ -126,15 +118,15 @@ def send(widget, method):
 
 def look(act=lambda iteration: None):
     seen.clear()
-    run(live, lambda i: seen.append((live.stop.layout.display, live.hint.value)) or act(i))
+    shown = lambda i: seen.append((live.stop.layout.display, live.hint.value)) or act(i)
+    run(live, shown, pause=0)
     return seen
 """
 CELLS = {
     "static": "static = monitor.progress(); run(static);",
-    "live": "del os.environ['ADVLIB_MONITOR']; live = monitor.progress(); run(live);",
+    "live": "del os.environ['ADVLIB_MONITOR']; live = monitor.progress(); run(live, pause=0);",
     "interrupt": "run(live, lambda i: os.kill(os.getpid(), signal.SIGINT) if i == 3 else None)",
     "button": "run(live, lambda i: live.stop.click() if i == 4 else None)",
-    "cached": "live.start(2, 5); live.finish(advlib.History(loss=[1.0, 0.5]))",
     "failed": "run(live, lambda i: 1 / 0 if i == 7 else None)",
     "messages": MESSAGES,
     "silent": "print(look())",
@@ -159,7 +151,7 @@ def notebook():
     return dict(zip(CELLS, [cell.outputs for cell in cells[1:]], strict=True))
 
 
-@pytest.mark.parametrize("cell", ["static", "live", "interrupt", "button", "cached", "failed"])
+@pytest.mark.parametrize("cell", ["static", "live", "interrupt", "button", "failed"])
 def test_a_notebook_is_left_with_one_picture_and_no_widget(notebook, cell):
     shown = [output for output in notebook[cell] if output.output_type == "display_data"]
     assert len(shown) == 1

@@ -9,7 +9,6 @@ import torch
 from conftest import images, labels, small_net
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from torch import nn
 
 from advlib import plots, predict
 
@@ -221,49 +220,3 @@ def test_targeted_grid_crosses_out_what_failed_beside_the_diagonal():
     top = max(zip(true, names, strict=True))
     assert top[1] == 0  # where the first row of the mosaic is drawn
     assert axis.get_ylim() == (-0.5, 2.5)
-
-
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("x", lambda: plots.show_images(X.tolist())),
-        ("x", lambda: plots.show_images(X.byte())),
-        ("x", lambda: plots.show_images(X[:, 0])),
-        ("x", lambda: plots.show_images(images(channels=2))),
-        ("x", lambda: plots.show_images(X * float("nan"))),
-        ("columns", lambda: plots.show_images(X, columns=0)),
-        ("titles", lambda: plots.show_images(X, ["one"])),
-        ("model", lambda: plots.show_predictions(None, X, Y)),
-        ("model", lambda: plots.show_predictions(nn.Identity(), X, Y)),
-        ("y", lambda: plots.show_predictions(small_net(), X, Y[:2])),
-        ("columns", lambda: plots.show_predictions(small_net(), X, Y, columns=-1)),
-        ("x", lambda: plots.show_gradients(images(channels=3), {})),
-        ("gradients", lambda: plots.show_gradients(X, {"g": X[:2]})),
-        ("accuracies", lambda: plots.accuracy_curves([1, 2], {"a": [0.5]}, xlabel="eps")),
-        ("predictions", lambda: plots.confusion_matrix(Y, Y[:2])),
-        ("lines", lambda: plots.panels([1, 2], {"p": {"a": [0.5]}}, xlabel="", ylabel="")),
-        (
-            "lines",
-            lambda: plots.panels([1], {"p": {key: [0.5] for key in "abcde"}}, xlabel="", ylabel=""),
-        ),
-        ("lower", lambda: plots.relu_relaxation(0.5, 1.0)),
-        ("x", lambda: view(x=X[:2], y=Y[:2])),
-        ("x", lambda: view(x=images(1, channels=2))),
-        ("y", lambda: view(y=Y[:2])),
-        ("attacked", lambda: view(attacked={})),
-        ("attacked", lambda: view(attacked={"n": X[0]})),
-        ("logits", lambda: view(logits={"m": torch.zeros(1, 3)})),
-        ("logits", lambda: view(logits={"n": torch.zeros(3)})),
-        ("eps", lambda: view(eps=-1)),
-        ("limits", lambda: view(limits=(1.0, 0.0))),
-        ("classes", lambda: view(classes=["one"])),
-        ("x", lambda: plots.targeted_grid(X, Y == 0)),
-        ("x", lambda: plots.targeted_grid(images(4, channels=3), torch.ones(4) > 0)),
-        ("reached", lambda: plots.targeted_grid(images(4), Y == 0)),
-        ("reached", lambda: plots.targeted_grid(images(4), torch.ones(4))),
-    ],
-)
-def test_bad_input_is_named_and_leaves_no_figure(name, call):
-    with pytest.raises((TypeError, ValueError), match=f"^{name}"):
-        call()
-    assert plt.get_fignums() == []

@@ -92,14 +92,17 @@ def test_standard_attacks_get_stronger_and_keep_to_their_budget(norm):
 def test_report_repeats_with_its_seed_and_leaves_the_model_alone():
     model = small_net()
     with untouched(model):
-        first = robustness_report(model, X, Y, eps=0.1, seed=3)
-    again = robustness_report(model, X, Y, eps=0.1, seed=3)
+        first, again = (robustness_report(model, X[:20], Y[:20], eps=0.1, seed=3) for _ in "ab")
     assert first.broken_by == again.broken_by
     assert [c.found for c in first.checks] == [c.found for c in again.checks]
 
 
-def test_it_prints_as_a_table_and_goes_through_json():
-    report = robustness_report(NET, X, WRONG, eps=0.1)
+@pytest.fixture(scope="module")
+def report():
+    return robustness_report(NET, X, WRONG, eps=0.1)
+
+
+def test_it_prints_as_a_table_and_goes_through_json(report):
     checks = [replace(check, suspicious=True) for check in report.checks]
     assert max(map(len, str(replace(report, checks=checks)).splitlines())) <= 78
     text = str(report)
@@ -119,8 +122,7 @@ def test_it_prints_as_a_table_and_goes_through_json():
     ]
 
 
-def test_figure_has_a_row_for_every_attack():
-    report = robustness_report(NET, X, Y, eps=0.1)
+def test_figure_has_a_row_for_every_attack(report):
     (axis,) = report.figure().axes
     assert [t.get_text() for t in axis.get_yticklabels()] == [row.attack for row in report.rows]
 
@@ -213,45 +215,6 @@ def test_nothing_is_claimed_about_images_that_are_all_wrong():
     assert report.worst_case == report.clean == 0
     assert set(report.broken_by) == {"none"}
     assert len(report.checks) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("model", value) for value in (None, lambda x: x)),
-        *(("x", value) for value in (X.tolist(), X + 1, X[:0])),
-        *(("y", value) for value in (Y.tolist(), Y[:3], Y + 5)),
-        *(("eps", value) for value in (None, -1, "0.1", torch.full((60,), 0.1))),
-        *(("norm", value) for value in ("l1", None)),
-        *(
-            ("attacks", value)
-            for value in ([fgsm], {"fgsm": 1}, {"none": fgsm}, {"worst case": fgsm})
-        ),
-        *(("bounds", value) for value in (1.0, (1, 0))),
-        *(("batch_size", value) for value in (0, 1.5)),
-        *(("seed", value) for value in (-1, None)),
-    ],
-)
-def test_bad_input_is_named_and_the_model_left_alone(name, value):
-    model = small_net()
-    arguments = {"model": model, "x": X, "y": Y, "eps": 0.1} | {name: value}
-    with untouched(model), pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
-        robustness_report(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("eps", value) for value in (None, -1, "0.1", float("nan"))),
-        ("norm", "l1"),
-        *(("bounds", value) for value in (1.0, (1, 0))),
-        *(("seed", value) for value in (-1, None)),
-        *(("classes", value) for value in (1, 2.0)),
-    ],
-)
-def test_bad_settings_of_the_standard_attacks_are_named(name, value):
-    with pytest.raises((TypeError, ValueError), match=rf"^{name}\b"):
-        standard_attacks(**({"eps": 0.1} | {name: value}))
 
 
 def test_flags_come_back_after_an_error_midway():

@@ -1,11 +1,9 @@
 """A training that is killed, stopped or out of disk goes on as if nothing had happened."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import global_rng, images, labels, small_net
+from conftest import equal, global_rng, images, labels, set_unlikely_rng, small_net
 
-from advlib import Batches, checkpoint, fgsm, fit, load_checkpoint, recipes
+from advlib import Batches, checkpoint, fgsm, fit, load_checkpoint, recipes, runtime
 from advlib.data import shifted
 from advlib.losses import trades_loss
 from advlib.training.state import described
@@ -52,8 +50,7 @@ def assert_same(found, expected):
     (a, history, rng), (b, expected_history, expected_rng) = found, expected
     assert history == expected_history
     assert rng == expected_rng
-    for name, tensor in a.state_dict().items():
-        assert torch.equal(tensor, b.state_dict()[name]), name
+    assert equal(a, b)
 
 
 class StopAfter:
@@ -120,17 +117,16 @@ def killed(path, began, moment, saves):
 
 
 @pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    # once for all: what takes time to import, the last one when an optimiser takes its first step
-    context.set_forkserver_preload(["advlib.recipes", "hypothesis", "pytest", "torch._dynamo"])
-    return context
+def whole():
+    """A training that nothing interrupts."""
+    set_unlikely_rng()
+    return train()
 
 
-def test_sixty_kills_are_survived(tmp_path, processes, capsys):
-    expected, chance = train(), random.Random(0)
+def test_fifty_kills_are_survived(whole, tmp_path, processes, capsys):
+    chance = random.Random(0)
     path, kills, completed = tmp_path / "run.pt", 0, 0
-    plan = [None] * 50 + [*MOMENTS] * 2  # at any moment, then at the worst ones
+    plan = [None] * 40 + [*MOMENTS] * 2  # at any moment, then at the worst ones
     while kills < len(plan) or path.exists():
         began = processes.Event()
         moment = plan[kills] if kills < len(plan) else None
@@ -146,10 +142,10 @@ def test_sixty_kills_are_survived(tmp_path, processes, capsys):
         if path.exists():
             assert checkpoint.read(path)["epoch"] <= EPOCHS
         if child.exitcode == 0:
-            assert_same(train(path), expected)
+            assert_same(train(path), whole)
             path.unlink()
             completed += 1
-    assert completed > 3
+    assert completed
     with capsys.disabled():
         print(f"\nkills survived: {kills} of {kills}, in {completed} trainings")
 
@@ -157,19 +153,19 @@ def test_sixty_kills_are_survived(tmp_path, processes, capsys):
 # Stopped, and called again
 
 
-def test_a_checkpoint_changes_nothing_about_a_training(tmp_path):
-    assert_same(train(tmp_path / "a.pt"), train())
-    assert_same(train(tmp_path / "b.pt", save_steps=None, save_seconds=0), train())
+def test_a_checkpoint_changes_nothing_about_a_training(whole, tmp_path):
+    assert_same(train(tmp_path / "a.pt"), whole)
+    assert_same(train(tmp_path / "b.pt", save_steps=None, save_seconds=0), whole)
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt"]
 
 
-@pytest.mark.parametrize("iterations", range(EPOCHS * PER_EPOCH + 1))
-def test_a_training_stopped_anywhere_goes_on_to_the_same_end(iterations, tmp_path):
+@pytest.mark.parametrize("iterations", [0, 1, 4, 5, 6, 12, 19, 20])
+def test_a_training_stopped_anywhere_goes_on_to_the_same_end(iterations, whole, tmp_path):
     path, monitor = tmp_path / "run.pt", StopAfter()
     _, history, _ = train(path, monitor=StopAfter(iterations), save_steps=1000)
     assert history.stopped  # after the last one, too: its epoch has not been evaluated
     assert len(history.loss) == iterations
-    assert_same(train(path, monitor=monitor), train())
+    assert_same(train(path, monitor=monitor), whole)
     assert monitor.told == EPOCHS * PER_EPOCH  # the old iterations too, for the picture
 
 
@@ -188,15 +184,13 @@ def test_a_training_stopped_anywhere_goes_on_to_the_same_end(iterations, tmp_pat
 )
 def test_every_kind_of_training_can_go_on(changes, tmp_path):
     def run(path=None, monitor=None):
-        for generator in (*spread(changes), recipes.runtime.default_generator):
+        for generator in (*spread(changes), runtime.default_generator):
             generator.manual_seed(3)
         return train(path, monitor=monitor, **changes)
 
     expected = run()
-    for iterations in (3, 11):
-        path = tmp_path / f"{iterations}.pt"
-        assert run(path, StopAfter(iterations))[1].stopped
-        assert_same(run(path), expected)
+    assert run(tmp_path / "run.pt", StopAfter(7))[1].stopped
+    assert_same(run(tmp_path / "run.pt"), expected)
 
 
 def spread(changes):
@@ -275,18 +269,15 @@ def test_another_trainings_checkpoint_is_refused(name, change, tmp_path):
     assert (global_rng(), path.read_bytes()) == (before, content)
 
 
-def test_recipes_pass_their_checkpoint_on(tmp_path, cache):
-    recipe = recipes.Recipe(images=100, epochs=2, batch_size=50, eps=0.1, alpha=0.1)
+def test_recipes_pass_their_checkpoint_on(tmp_path):
+    recipe = recipes.Recipe(images=100, epochs=2, batch_size=50)
     run = partial(recipes.train, recipe, device="cpu")
     expected, history = run()
-    shutil.rmtree(cache)
     path = tmp_path / "run.pt"
     assert run(checkpoint=path, monitor=StopAfter(3))[1].stopped
     net, found = run(checkpoint=path)
     assert found == history
-    assert all(
-        torch.equal(p, q) for p, q in zip(net.parameters(), expected.parameters(), strict=True)
-    )
+    assert equal(net, expected)
 
 
 # Out of disk
@@ -323,14 +314,14 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_a_full_disk_costs_nothing_but_the_saves(tiny_disk):
-    path, expected = tiny_disk / "run.pt", train()
+def test_a_full_disk_costs_nothing_but_the_saves(whole, tiny_disk):
+    path = tiny_disk / "run.pt"
     with pytest.warns(UserWarning, match=r"not saved: .*No space left"):
-        assert_same(train(path, monitor=FillAfter(tiny_disk, 7)), expected)
+        assert_same(train(path, monitor=FillAfter(tiny_disk, 7)), whole)
     assert sorted(os.listdir(tiny_disk)) == ["full", "run.pt"]
     assert len(checkpoint.read(path)["history"]["loss"]) == 6  # the last good one
     (tiny_disk / "full").unlink()
-    assert_same(train(path), expected)
+    assert_same(train(path), whole)
 
 
 def limited(path):
@@ -346,7 +337,7 @@ def limited(path):
     assert len(history.loss) == EPOCHS * PER_EPOCH
 
 
-def test_a_file_that_may_not_grow_costs_nothing_but_the_saves(tmp_path, processes):
+def test_a_file_that_may_not_grow_costs_nothing_but_the_saves(whole, tmp_path, processes):
     path = tmp_path / "run.pt"
     child = processes.Process(target=limited, args=(path,))
     child.start()
@@ -354,7 +345,7 @@ def test_a_file_that_may_not_grow_costs_nothing_but_the_saves(tmp_path, processe
     assert child.exitcode == 0
     assert os.listdir(tmp_path) == ["run.pt"]
     assert len(checkpoint.read(path)["history"]["loss"]) == 4
-    assert_same(train(path), train())
+    assert_same(train(path), whole)
 
 
 # Which training a checkpoint is of
@@ -430,9 +421,13 @@ def test_a_new_process_describes_a_function_alike(tmp_path):
     )
     found = {
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
-        for _ in range(3)
+        for seed in ("1", "2")
     }
     assert len(found) == 1
     assert "'f " in found.pop()
@@ -446,17 +441,17 @@ def test_tensors_of_any_kind_are_settings(setting):
     assert given == described(batches, {"s": partial(max, setting.clone())})
 
 
-def test_a_checkpoint_without_a_step_gives_way(tmp_path):
+def test_a_checkpoint_without_a_step_gives_way(whole, tmp_path):
     path = tmp_path / "run.pt"
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train(path, loss=lambda model, x, y, progress: model(x).sum() * torch.inf)
-    assert_same(train(path), train())
+    assert_same(train(path), whole)
 
 
-def test_numbers_that_are_equal_are_one_setting(tmp_path):
+def test_numbers_that_are_equal_are_one_setting(whole, tmp_path):
     path = tmp_path / "run.pt"
     train(path, weight_decay=0, monitor=StopAfter(3))
-    assert_same(train(path, weight_decay=0.0), train())
+    assert_same(train(path, weight_decay=0.0), whole)
 
 
 def test_another_evaluation_with_a_generator_of_its_own_is_named(tmp_path):

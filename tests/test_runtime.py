@@ -7,7 +7,6 @@ from contextlib import suppress
 from importlib.metadata import version
 
 import numpy as np
-import pytest
 import torch
 from conftest import Breakdown, cuda, small_net, untouched
 
@@ -43,12 +42,6 @@ def test_pick_device_returns_the_named_device_or_the_best_one():
         assert best.type in ("mps", "cpu")
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:99", ""])
-def test_a_device_that_is_not_there_is_a_value_error_naming_it(name):
-    with pytest.raises(ValueError, match=f"name.*{name}"):
-        pick_device(name)
-
-
 def test_evaluation_mode_restores_each_modules_flag_also_after_an_error():
     model = small_net()  # training, but with one frozen BatchNorm
     with untouched(model), suppress(Breakdown), evaluation_mode(model):
@@ -64,11 +57,6 @@ def test_evaluation_mode_nests():
         assert not any(module.training for module in model.modules())
 
 
-def test_evaluation_mode_names_a_bad_model():
-    with pytest.raises(TypeError, match="model"), evaluation_mode(lambda x: x):
-        pass
-
-
 def test_seed_everything_decides_every_generator():
     def draws():
         seed_everything(7)
@@ -79,12 +67,6 @@ def test_seed_everything_decides_every_generator():
     assert draws() == first
     seed_everything(8)
     assert random.random() != first[0]
-
-
-@pytest.mark.parametrize("seed", [-1, 1.5, True, "1", None])
-def test_seed_everything_names_a_bad_seed_before_it_seeds_anything(seed):
-    with untouched(digit_net()), pytest.raises((TypeError, ValueError), match="seed"):
-        seed_everything(seed)
 
 
 @cuda

@@ -6,18 +6,24 @@ from functools import partial
 import pytest
 import torch
 
-from advlib import Batches, accuracy, apgd, autoattack, load_data, pgd, predict, recipes, verify
+from advlib import (
+    Batches,
+    accuracy,
+    apgd,
+    autoattack,
+    load_data,
+    pgd,
+    predict,
+    recipes,
+    trained,
+    verify,
+)
 from advlib.verification import margin_bounds
 
 pytestmark = pytest.mark.slow
 EPS = recipes.EPS
-MAKERS = {"standard": recipes.standard_net, "robust": recipes.robust_net}
+KINDS = ("standard", "robust")
 HALF_A_POINT = 0.005
-
-
-@pytest.fixture(autouse=True)
-def cache():
-    """The user's own cache, whose key holds all that shapes a network: none need be trained."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,20 +49,20 @@ def left(net, x, y, attack):
     return torch.cat([predict(net, attack(a, b)) == b for a, b in parts]).float().mean().item()
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_apgd_equals_that_of_torchattacks(kind):
     torchattacks = pytest.importorskip("torchattacks")
-    net, (x, y) = MAKERS[kind](device="cpu"), images(400)
+    net, (x, y) = trained.network(kind, device="cpu"), images(400)
     theirs = torchattacks.APGD(net, norm="Linf", eps=EPS, steps=50, n_restarts=1, seed=0)
     ours = partial(apgd, eps=EPS, steps=50, generator=seeded())
     found = accuracy(net, Batches(x, y), attack=ours)
     assert found == pytest.approx(left(net, x, y, theirs), abs=HALF_A_POINT)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_pgd_equals_that_of_foolbox(kind):
     foolbox = pytest.importorskip("foolbox")
-    net, (x, y) = MAKERS[kind](device="cpu"), images(400)
+    net, (x, y) = trained.network(kind, device="cpu"), images(400)
     wrapped = foolbox.PyTorchModel(net.eval(), bounds=(0, 1), device="cpu")
     attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True).repeat(3)
 
@@ -68,25 +74,25 @@ def test_pgd_equals_that_of_foolbox(kind):
     assert found == pytest.approx(left(net, x, y, theirs), abs=HALF_A_POINT)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_autoattack_is_no_weaker_than_that_of_torchattacks(kind):
     torchattacks = pytest.importorskip("torchattacks")
-    net, (x, y) = MAKERS[kind](device="cpu"), images(200)
+    net, (x, y) = trained.network(kind, device="cpu"), images(200)
     theirs = left(net, x, y, torchattacks.AutoAttack(net, norm="Linf", eps=EPS, seed=0))
     ours = accuracy(net, Batches(x, y), attack=partial(autoattack, eps=EPS, generator=seeded()))
     assert theirs - HALF_A_POINT <= ours <= theirs + 0.003
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_fifty_steps_of_apgd_leave_what_a_hundred_leave(kind):
-    net, (x, y) = MAKERS[kind](device="cpu"), images(300)
+    net, (x, y) = trained.network(kind, device="cpu"), images(300)
     with_steps = partial(apgd, loss="targeted-dlr", eps=EPS, generator=seeded())
     left = {n: accuracy(net, Batches(x, y), attack=partial(with_steps, steps=n)) for n in (50, 100)}
     assert left[50] == left[100]
 
 
 def test_no_attack_breaks_one_of_five_thousand_verified_images():
-    net, (x, y) = recipes.provable_net(device="cpu"), images(5000)
+    net, (x, y) = trained.network("provable", device="cpu"), images(5000)
     proved = 0
     for eps in (0.05, EPS):
         safe = margin_bounds(net, x, y, eps, method="interval") > 0
@@ -94,8 +100,8 @@ def test_no_attack_breaks_one_of_five_thousand_verified_images():
         assert accuracy(net, Batches(x[safe], y[safe]), attack=attack) == 1.0
         proved += int(safe.sum())
     assert proved >= 5000
-    for make in MAKERS.values():
-        net = make(device="cpu")
+    for kind in KINDS:
+        net = trained.network(kind, device="cpu")
         for eps in (0.005, 0.02):
             safe = verify(net, x[:200], y[:200], eps).verified
             attack = partial(autoattack, eps=eps, queries=500, generator=seeded())
@@ -104,9 +110,9 @@ def test_no_attack_breaks_one_of_five_thousand_verified_images():
     print(f"verified and attacked: {proved}, broken: 0")
 
 
-@pytest.mark.parametrize("kind", ["standard", "robust", "provable"])
+@pytest.mark.parametrize("kind", [*KINDS, "provable"])
 def test_crown_proves_more_than_intervals_and_both_less_than_an_attack_leaves(kind):
-    net = (MAKERS | {"provable": recipes.provable_net})[kind](device="cpu")
+    net = trained.network(kind, device="cpu")
     x, y = images(200)
     gained = 0
     for eps in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1):
