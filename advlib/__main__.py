@@ -52,7 +52,7 @@ def main() -> None:
     report = commands.add_parser("report", help="robustness reports, into book/reports.json")
     report.add_argument("--images", type=int, default=1000)
     between = commands.add_parser("sandwich", help="attacks and proofs, into book/sandwich.json")
-    between.add_argument("--images", type=int, default=500)
+    between.add_argument("--images", type=int, default=100)
     networks = commands.add_parser("networks", help="train what ships with advlib again")
     networks.add_argument("--only", nargs="+", choices=list(recipes.SHIPPED), metavar="NAME")
     networks.add_argument("--check", action="store_true", help="compare, and write nothing")
@@ -158,9 +158,9 @@ def sandwich(images: int, device: str | None) -> dict[str, Any]:
         for eps in BUDGETS:
             found = verify(net, x, y, eps)
             by_intervals = margin_bounds(net, x, y, eps, method="interval") > 0
-            lines[name]["attack"].append(1 - found.violated.float().mean().item())
-            lines[name]["CROWN"].append(found.certified_accuracy)
-            lines[name]["intervals"].append(by_intervals.float().mean().item())
+            lines[name]["attack"].append(round(1 - found.violated.float().mean().item(), 4))
+            lines[name]["CROWN"].append(round(found.certified_accuracy, 4))
+            lines[name]["intervals"].append(round(by_intervals.float().mean().item(), 4))
             print(f"{name}, eps {eps}: {found}, {int(by_intervals.sum())} by intervals", flush=True)
     machine = f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
     if x.is_cuda:

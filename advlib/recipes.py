@@ -26,6 +26,7 @@ from advlib.runtime import (
     check_flag,
     check_list,
     check_number,
+    check_path,
 )
 from advlib.training import History, Loss, TrainingMonitor, check_monitor, cyclic, fit
 
@@ -246,6 +247,8 @@ def train(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
     check_monitor(monitor)
+    if checkpoint is not None:
+        check_path("checkpoint", checkpoint)
     target = check_device("device", device)
     net = recipe.net().to(target)
     train_set, test_set = load_data(recipe.data, device=target)
