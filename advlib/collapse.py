@@ -2,7 +2,7 @@
 
 Hand both functions to `fit`::
 
-    watch = partial(fgsm_against_pgd, x=test.x[:200], y=test.y[:200], eps=0.3)
+    watch = partial(fgsm_against_pgd, x=test.x[:200], y=test.y[:200], eps=0.1)
     fit(..., attack=..., evaluate=watch, stop_when=has_collapsed, keep_best="pgd")
 
 Reference: Wong et al., ICLR 2020, arXiv:2001.03994.

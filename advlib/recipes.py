@@ -211,6 +211,7 @@ SEEDED = {
     for name, recipe in VARIANTS.items()
     for seed in (0, 1, 2)
 }
+# "collapsed" is "no-start-0" at its worst
 SHIPPED = (
     {name: NAMED[name] for name in ("standard", "robust", "provable", "fast", "fast-long")}
     | {"deep": DEEP, "collapsed": replace(SEEDED["no-start-0"], epochs=10)}

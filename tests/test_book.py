@@ -708,10 +708,11 @@ def test_pages_show_the_same_by_whomever_they_are_executed(
 
 
 def test_every_page_that_runs_is_collected(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "book", tmp_path / "book")  # where none is kept
-    said = run_pytest(tmp_path, "book", "--collect-only", "-q")
+    root = tmp_path  # where no execution is kept
+    shutil.copytree(ROOT / "book", root / "book")
+    said = run_pytest(root, "book", "--collect-only", "-q")
     names = [name for name, _ in notebooks.read_toc(ROOT)]
-    run = {name: ROOT / f"{name}.md" for name in names if notebooks.is_chapter(ROOT / f"{name}.md")}
+    run = {name: root / f"{name}.md" for name in names if notebooks.is_chapter(root / f"{name}.md")}
     assert len(run) > len(CHAPTERS)
     for name, path in run.items():
         source = path.read_text(encoding="utf8")
