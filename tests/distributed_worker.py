@@ -1,16 +1,10 @@
-"""What test_distributed.py starts in several processes: trains, and writes FOLDER/RANK.pt.
-
-As a program, `python distributed_worker.py FOLDER`, it kills its last process on the way, once.
-"""
+"""What test_distributed.py starts in several processes; apart, to be imported quickly."""
 
 import os
 import signal
-import sys
 from functools import partial
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from conftest import images, labels
 from torch import nn
 
@@ -78,17 +72,8 @@ def batchnorm():
     return model.state_dict()
 
 
-def work(folder, number, processes):
-    """Be one of so many processes, without torchrun, and train and evaluate."""
-    distributed._meeting_point = lambda: (
-        dist.FileStore(str(folder / "store"), processes),
-        number,
-        processes,
-    )
-    run(folder)
-
-
-def run(folder, kill=False):
+def work(folder, kill=False):
+    """Train and evaluate, and write folder/RANK.pt; with `kill` the last process dies, once."""
     torch.set_num_threads(1)
     with distributed.joined("cpu"):
         rank = distributed.rank()
@@ -99,7 +84,3 @@ def run(folder, kill=False):
         if not kill:
             found |= {"right": judged(), "batchnorm": batchnorm()}
         torch.save(found, folder / f"{rank}.pt")
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), kill=True)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from conftest import Breakdown, global_rng, images, labels, small_net
 from datasets import write
 from distributed_worker import BATCH, EPOCHS, IMAGES, work
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from advlib import (
     Batches,
@@ -28,42 +28,38 @@ from advlib import (
 )
 from advlib.__main__ import main
 
-WORKER = Path(__file__).parent / "distributed_worker.py"
 
+@pytest.fixture(scope="module")
+def run(processes):
+    """Have torchrun's launcher start so many workers; what each of them wrote."""
 
-def run(folder, processes, count):
-    """Run the worker by so many processes; what each of them wrote."""
-    children = [processes.Process(target=work, args=(folder, i, count)) for i in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    assert [child.exitcode for child in children] == [0] * count
-    return results(folder, count)
+    def run(folder, count, kill=False):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id="test",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=2 * kill,
+            start_method=processes.get_start_method(),
+        )
+        elastic_launch(config, work)(folder, kill)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
-
-def results(folder, count):
-    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
-
-
-def torchrun(*command, **options):
-    """Run a program by two processes that torchrun starts; what it printed."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*start, *command], capture_output=True, text=True, timeout=300, **options
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run
 
 
 @pytest.fixture(scope="module")
-def alone(processes, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone"), processes, 1)[0]
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    work(folder)
+    return torch.load(folder / "0.pt")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def together(request, processes, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("together"), processes, request.param)
+def together(request, run, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("together"), request.param)
 
 
 def close(a, b):
@@ -107,9 +103,8 @@ def test_a_shared_evaluation_counts_what_one_process_counts(alone, together):
         assert torch.equal(found["right"], alone["right"])
 
 
-def test_a_killed_process_is_started_again_and_the_training_completed(alone, tmp_path):
-    torchrun("--max-restarts=2", WORKER, tmp_path)
-    for found in results(tmp_path, 2):
+def test_a_killed_process_is_started_again_and_the_training_completed(alone, run, tmp_path):
+    for found in run(tmp_path, 2, kill=True):
         assert len(found["seen"]) < len(alone["seen"]) / 2  # it did not begin again
         close(torch.tensor(found["history"]["loss"]), torch.tensor(alone["history"]["loss"]))
         for name, weight in alone["weights"].items():
@@ -234,10 +229,18 @@ def command(tmp_path, monkeypatch, capsys):
 
 def test_the_command_trains_and_goes_on_from_its_checkpoint(command, tmp_path):
     options = ["train", "--device=cpu", "--recipe=standard", "--images=100", "--epochs=1"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    found = torchrun("-m", "advlib", *options, cwd=tmp_path, env=env)
-    assert re.search(r"clean: \d+ of 5000 right, 0\.\d+ to 0\.\d+", found)
-    assert command(*options) == found  # it has ended
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "advlib", *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"clean: \d+ of 5000 right, 0\.\d+ to 0\.\d+", done.stdout)
+    assert command(*options) == done.stdout  # it has ended
     assert len(load_checkpoint(tmp_path / "standard.pt", digit_net()).loss) == 1
 
 
