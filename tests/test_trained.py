@@ -84,11 +84,8 @@ def test_weights_are_whole_where_the_book_needs_them_and_half_elsewhere():
 
 def test_the_cheapest_network_trained_again_is_as_good(digits):
     """On all test images, and under both attacks on those that the training was watched by."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     net, history = recipes.train(recipes.SHIPPED[CHEAPEST], device="cpu")
     clean = right(net, digits, 5000)
-    torch.set_num_threads(threads)
     assert clean == pytest.approx(trained.index()[CHEAPEST]["clean"], abs=trained.MARGIN)
     known = trained.history(CHEAPEST).metrics
     assert history.metrics.keys() == known.keys()
