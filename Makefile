@@ -9,6 +9,8 @@ STAMP := $(VENV)/.advlib-$(if $(LOCKED),locked,installed)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BROWSER := $(shell command -v chromium || command -v google-chrome)
 BENCH := .venv-bench
+# begun first, so that no core is idle at the end
+LONGEST := $(patsubst %,tests/test_%.py,trained jupyterlab book lab coursework distributed)
 
 .PHONY: help book test lint networks results slow bench chromium lock lab coursework exercises pdf clean
 
@@ -43,7 +45,7 @@ book: $(STAMP) ## execute what has not been executed, and build the site into _b
 
 test: lint ## lint, unit tests, every chapter's cells, then the book and its pages
 	@echo "== test: unit tests"
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(LONGEST) tests -n 2 --dist loadfile --no-loadscope-reorder
 	@echo "== test: every code cell of every page that has not been executed, through nbval"
 	$(BIN)/python -m pytest book
 	@$(MAKE) --no-print-directory book

@@ -1,5 +1,6 @@
 """The attack lab in headless Chromium: it computes what PyTorch does, and its controls work."""
 
+import copy
 import importlib
 import shutil
 import sys
@@ -9,12 +10,11 @@ import pytest
 import torch
 from browser import chromium
 
-from advlib import Batches, bim, digit_net, fgsm, fit, load_data, predict
+from advlib import bim, load_data, predict
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 lab = importlib.import_module("lab")
-pytestmark = pytest.mark.usefixtures("browser")  # skips before anything is trained
 EPS, STEPS = 0.1, 20
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf8"><title>lab</title>
@@ -47,19 +47,7 @@ SHOWN = """() => {
 
 @pytest.fixture(scope="module")
 def nets():
-    """Two small trainings of the chapters' network, in the lab's precision."""
-    found = {}
-    train = load_data(device="cpu")[0]
-    for name, attack in {
-        "standard": None,
-        "robust": lambda m, x, y: fgsm(m, x, y, eps=EPS),
-    }.items():
-        generator = torch.Generator().manual_seed(0)
-        net = digit_net(generator=generator)
-        batches = Batches(train.x[:3000], train.y[:3000], shuffle=True, generator=generator)
-        fit(net, batches, epochs=4, lr=0.05, attack=attack)
-        found[name] = lab.rounded(net).eval()
-    return found
+    return lab.networks()
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +97,20 @@ def answers(page):
 @pytest.mark.parametrize("name", ["standard", "robust"])
 def test_logits_and_attacks_are_those_of_pytorch(name, nets, page):
     test = load_data(device="cpu")[1]
-    x, y = test.x[:100], test.y[:100]
+    x, y = test.x[:25], test.y[:25]
     arguments = [name, x.flatten(1).tolist(), y.tolist(), EPS, EPS / 8, STEPS]
     before, after = torch.tensor(page.evaluate(SAME_AS_PYTORCH, arguments)).unbind(1)
     with torch.no_grad():
         torch.testing.assert_close(before, nets[name](x), atol=1e-3, rtol=0)
-    attacked = predict(nets[name], bim(nets[name], x, y, eps=EPS, alpha=EPS / 8, steps=STEPS))
-    assert torch.equal(after.argmax(1), attacked)
-    assert 0 < (attacked == y).sum() < 100
+    # A gradient near 0 may get another sign by rounding: PyTorch, too, is asked twice.
+    twice = []
+    for net in (nets[name], copy.deepcopy(nets[name]).double()):
+        images = x.to(next(net.parameters()))
+        twice.append(predict(net, bim(net, images, y, eps=EPS, alpha=EPS / 8, steps=STEPS)))
+    settled = twice[0] == twice[1]
+    assert settled.sum() >= 23
+    assert torch.equal(after.argmax(1)[settled], twice[0][settled])
+    assert ((after - before).abs().amax(1) > 0.1).all()  # every image was attacked
 
 
 def test_attack_and_reset_show_what_both_networks_say(nets, page):
