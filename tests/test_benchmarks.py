@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -285,6 +286,31 @@ def test_rows_above_their_limits_are_named():
 )
 def test_minutes_hold_on_the_fastest_and_the_slowest_machine(yardsticks, words):
     assert readme_table.minutes(yardsticks) == words
+
+
+# benchmarks/build.py leaves the tests out that are called test_published_build...
+
+
+def test_published_build_has_every_page_and_target_and_keeps_the_limits():
+    found = result("build")
+    chapters = [f"book/{path.stem}" for path in (ROOT / "book").glob("*.md") if is_chapter(path)]
+    targets = ["make book", "make test", "make test again"]
+    assert len(found["yardsticks_s"]) == 3
+    assert found["yardstick_s"] == median(found["yardsticks_s"])
+    assert {name for name in found["rows"] if ":" not in name} == {*chapters, *targets}
+    assert "make test: unit tests" in found["rows"]
+    for row in found["rows"].values():
+        assert row["yardsticks"] == pytest.approx(row["seconds"] / found["yardstick_s"], abs=0.01)
+    for target in targets:
+        parts = [
+            row["seconds"] for name, row in found["rows"].items() if name.startswith(f"{target}:")
+        ]
+        assert sum(parts) == pytest.approx(found["rows"][target]["seconds"], abs=10)
+    assert build.above(found) == ["make test again"]  # the unit tests are most of it
+
+
+def test_published_build_is_what_readme_says():
+    assert readme_table.build_sentence(result("build")) in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_readme_has_the_table_of_the_published_comparison():
