@@ -9,7 +9,6 @@ from the root of the book's repository.
 import argparse
 import json
 import os
-import platform
 import sys
 from dataclasses import replace
 from functools import partial
@@ -162,10 +161,7 @@ def sandwich(images: int, device: str | None) -> dict[str, Any]:
             lines[name]["CROWN"].append(round(found.certified_accuracy, 4))
             lines[name]["intervals"].append(round(by_intervals.float().mean().item(), 4))
             print(f"{name}, eps {eps}: {found}, {int(by_intervals.sum())} by intervals", flush=True)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
-    if x.is_cuda:
-        machine = torch.cuda.get_device_name()
-    made = {"images": images, "machine": machine, "torch": torch.__version__}
+    made = {"images": images, "machine": recipes.machine(device), "torch": torch.__version__}
     return {**made, "eps": BUDGETS, "networks": lines}
 
 

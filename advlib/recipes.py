@@ -195,7 +195,7 @@ NAMED = {
 BRIEF = replace(FAST_LONG, images=2000)
 # a deeper network, and what becomes of it without the random start, and with each cure (chapter 8)
 DEEP = replace(FAST, network="deep-net", images=2000, epochs=12)
-FURTHER = replace(DEEP, start="deep", images=5000, epochs=12, lr=0.01, cyclic=False)
+FURTHER = replace(DEEP, start="deep", images=5000, lr=0.01, cyclic=False)
 VARIANTS = {
     "brief": BRIEF,
     "brief-no-start": replace(BRIEF, alpha=EPS, random_start=False),

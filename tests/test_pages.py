@@ -31,7 +31,7 @@ DESK = {"width": 1280, "height": 900}
 AXE = {"resultTypes": ["violations"], "preload": False}
 CONTRAST = AXE | {"runOnly": ["color-contrast"]}  # all that the dark can change
 # Code looks alike everywhere, and has most of the elements: it is looked at on one page.
-CODE, WITH_CODE = {"exclude": [["pre"], [".sig"]]}, "book/02_build_network.html"
+CODE, WITH_CODE = {"exclude": [["pre"]]}, "book/02_build_network.html"
 
 # Everything a reader will load who scrolls to the end, and all formulas in place.
 SETTLE = """async () => {
