@@ -11,24 +11,14 @@ import torch
 from torch import nn
 
 from advlib import losses
-from advlib.attacks import bim, fgsm, n_fgsm, pgd
+from advlib.attacks import bim, fgsm, pgd
+from advlib.book.parts import deep_net, n_fgsm, preact_resnet18, shifted
+from advlib.checks import Attack, Bounds, check_choice, check_device
 from advlib.collapse import fgsm_against_pgd
-from advlib.data import TORCHVISION, Batches, Images, load_data, shifted
+from advlib.data import Batches, Images, load_data
 from advlib.evaluation import accuracy
-from advlib.models import deep_net, digit_net, preact_resnet18
-from advlib.runtime import (
-    Attack,
-    Bounds,
-    check_bounds,
-    check_choice,
-    check_count,
-    check_device,
-    check_flag,
-    check_list,
-    check_number,
-    check_path,
-)
-from advlib.training import History, Loss, TrainingMonitor, check_monitor, cyclic, fit
+from advlib.models import digit_net
+from advlib.training import History, Loss, TrainingMonitor, cyclic, fit
 
 EPS = 0.1
 METHODS = ("fgsm", "n-fgsm", "pgd", "trades", "grad-align", "interval")
@@ -52,11 +42,11 @@ class Recipe:
 
     Otherwise `method` says how: "fgsm" attacks each batch by one step of size `alpha`, inside
     `eps`, from a random start or none, clipped to `bounds` or not; "pgd" by `steps` steps, together
-    2.5 eps long; "n-fgsm", "trades", "grad-align" and "interval" as in `advlib.n_fgsm` and
+    2.5 eps long; "n-fgsm", "trades", "grad-align" and "interval" as in `n_fgsm` and
     `advlib.losses`. With `cyclic`, `lr` is the peak of `advlib.cyclic`. `augment` shifts and
     mirrors the images. `precision` "mixed" computes in half precision where that is safe: float16
-    on CUDA, bfloat16 elsewhere. `start` names a network of `advlib.trained` to begin from, instead
-    of random weights.
+    on CUDA, bfloat16 elsewhere. `start` names a network of `advlib.book.trained` to begin from,
+    instead of random weights.
     """
 
     seed: int = 0
@@ -80,25 +70,14 @@ class Recipe:
     start: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what no training can be made of."""
-        check_count("seed", self.seed, minimum=0)
-        for name in ("images", "epochs", "batch_size", "steps"):
-            check_count(name, getattr(self, name))
-        for name in ("lr", "momentum", "eps", "alpha", "weight_decay"):
-            check_number(name, getattr(self, name))
-        for name in ("random_start", "cyclic", "augment"):
-            check_flag(name, getattr(self, name))
-        check_bounds(self.bounds)
+        """Refuse words that would silently mean something else; `fit` checks the numbers."""
         check_choice("method", self.method, METHODS)
-        check_choice("data", self.data, ["digits", *TORCHVISION])
-        check_choice("network", self.network, list(NETWORKS))
         check_choice("precision", self.precision, ("float32", "mixed"))
-        check_choice("start", self.start, ("", "deep"))
 
     def net(self) -> nn.Sequential:
         """Return the network before training, on the CPU."""
         if self.start:
-            from advlib import trained  # it imports this module
+            from advlib.book import trained  # it imports this module
 
             return trained.network(self.start, device="cpu")
         return NETWORKS[self.network](generator=torch.Generator().manual_seed(self.seed))
@@ -183,14 +162,6 @@ CIFAR10 = Recipe(
     augment=True,
     precision="mixed",
 )
-NAMED = {
-    "standard": STANDARD,
-    "robust": ROBUST,
-    "fast": FAST,
-    "fast-long": FAST_LONG,
-    "provable": PROVABLE,
-    "cifar10": CIFAR10,
-}
 # what the random start and the longer step are worth (chapter 5)
 BRIEF = replace(FAST_LONG, images=2000)
 # a deeper network, and what becomes of it without the random start, and with each cure (chapter 8)
@@ -213,11 +184,12 @@ SEEDED = {
 }
 # "collapsed" is "no-start-0" at its worst
 SHIPPED = (
-    {name: NAMED[name] for name in ("standard", "robust", "provable", "fast", "fast-long")}
-    | {"deep": DEEP, "collapsed": replace(SEEDED["no-start-0"], epochs=10)}
+    {"standard": STANDARD, "robust": ROBUST, "provable": PROVABLE, "fast": FAST}
+    | {"fast-long": FAST_LONG, "deep": DEEP}
+    | {"collapsed": replace(SEEDED["no-start-0"], epochs=10)}
     | SEEDED
 )
-"""What `advlib.trained` has ready, and `make networks` trains again."""
+"""What `advlib.book.trained` has ready, and `make networks` trains again."""
 HALF = (
     *("fast", "fast-long", "deep", "collapsed"),
     *(name for name in SEEDED if name.startswith(("no-start", "random-start"))),
@@ -234,7 +206,7 @@ def train(
     monitor: TrainingMonitor | None = None,
     checkpoint: str | Path | None = None,
 ) -> tuple[nn.Sequential, History]:
-    """Train a network by `recipe`; also return its history. `advlib.trained` has some ready.
+    """Train a network by `recipe`; also return its history. `advlib.book.trained` has some ready.
 
     `checkpoint` is a file that the training is saved in while it runs, so that the same call goes
     on after a crash; see `advlib.fit`.
@@ -245,11 +217,6 @@ def train(
 
     A run that is interrupted returns the network trained so far.
     """
-    if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
-    check_monitor(monitor)
-    if checkpoint is not None:
-        check_path("checkpoint", checkpoint)
     target = check_device("device", device)
     net = recipe.net().to(target)
     train_set, test_set = load_data(recipe.data, device=target)
@@ -263,13 +230,8 @@ def results(seeds: Sequence[int] = (0, 1, 2), *, device: str | None = None) -> d
     "printed" follows the source with its slips, in training and testing; "corrected" is ours. The
     networks of seed 0 that ship are taken as they are.
     """
-    from advlib import trained  # it imports this module
+    from advlib.book import trained  # it imports this module
 
-    check_list("seeds", seeds, "int")
-    if not seeds:
-        raise ValueError("seeds must hold at least one")
-    for i, seed in enumerate(seeds):
-        check_count(f"seeds[{i}]", seed, minimum=0)
     found: dict[str, Any] = {
         "seeds": list(seeds),
         "machine": machine(device),

@@ -1,7 +1,7 @@
 """The book's attack lab in a notebook, for any network and any images.
 
-Needs ipywidgets, which `pip install "advlib[notebook]"` brings. `plots.attack_view` draws the same
-view without widgets.
+Needs ipywidgets, which `pip install "advlib[notebook]"` brings. `advlib.book.figures.attack_view`
+draws the same view without widgets.
 """
 
 import base64
@@ -10,23 +10,21 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from advlib import engine
 from advlib.attacks import input_gradient
 from advlib.attacks.common import project
-from advlib.plots import attack_view
-from advlib.runtime import (
+from advlib.book.figures import attack_view
+from advlib.checks import (
     Bounds,
     check_bounds,
     check_count,
     check_images,
     check_labels,
-    check_logits,
-    check_names,
     check_number,
-    evaluation_mode,
 )
+from advlib.runtime import evaluation_mode
 
 
 def attack_lab(
@@ -61,9 +59,8 @@ def attack_lab(
     try:
         import ipywidgets
     except ImportError as error:
-        raise ImportError(
-            'advlib.widgets needs ipywidgets: pip install "advlib[notebook]"'
-        ) from error
+        needs = 'advlib.book.lab needs ipywidgets: pip install "advlib[notebook]"'
+        raise ImportError(needs) from error
     named = _named(models)
     check_bounds(bounds)
     check_images(x, bounds)
@@ -74,14 +71,9 @@ def attack_lab(
         raise ValueError("eps must be above 0")
     check_count("steps", steps)
     for name, model in named.items():
-        try:
-            with evaluation_mode(model):
-                count = check_logits(model, x)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"models[{name!r}]: {error}") from error
-        if y.max() >= count:
-            raise ValueError(f"y must be below the {count} classes of {name}, got {int(y.max())}")
-        check_names("classes", classes, count)
+        count = _scores(model, x[:1]).shape[1]
+        if y.max() >= count or (classes and len(classes) != count):
+            raise ValueError(f"y and classes must be of the {count} classes of models[{name!r}]")
     return _Lab(ipywidgets, named, x.detach(), y, eps, steps, bounds, classes).box
 
 
@@ -190,19 +182,14 @@ class _Lab:
 
 def _scores(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (n, classes) in evaluation mode."""
-    with evaluation_mode(model):
-        return engine.logits(model, x)
+    with evaluation_mode(model), torch.no_grad():
+        logits: Tensor = model(x)
+    return logits
 
 
 def _named(models: Any) -> dict[str, nn.Module]:
     """The networks by name: one alone is called network."""
-    named = {"network": models} if isinstance(models, nn.Module) else models
-    if not isinstance(named, Mapping):
-        raise TypeError(f"models must be a torch.nn.Module or a dict, got {type(models).__name__}")
-    if not named:
-        raise ValueError("models must hold at least one network")
-    for name, model in named.items():
-        if not isinstance(name, str) or not isinstance(model, nn.Module):
-            given = f"{name!r}: {type(model).__name__}"
-            raise TypeError(f"models must map names to torch.nn.Modules, got {given}")
-    return dict(named)
+    named = {"network": models} if isinstance(models, nn.Module) else dict(models)
+    if not named or not all(isinstance(model, nn.Module) for model in named.values()):
+        raise TypeError("models must be a torch.nn.Module, or hold at least one by name")
+    return named

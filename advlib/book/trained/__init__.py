@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from advlib import checkpoint, recipes
+from advlib import checkpoint
+from advlib.book import recipes
+from advlib.checks import check_choice, check_device
 from advlib.data import DIGITS_SHA256, Batches, load_data
 from advlib.evaluation import accuracy
-from advlib.runtime import check_choice, check_device
 from advlib.training import History
 from advlib.training.state import read_history
 
@@ -55,11 +56,11 @@ def network(name: str, *, device: str | torch.device | None = None) -> nn.Sequen
             not kept; or the network was made from other digits or by another recipe.
         OSError: its file is missing or damaged.
     """
-    device = check_device("device", device)
+    target = check_device("device", device)
     net = load(name).net
     if net is None:
         raise ValueError(f"name must be of a network with weights; of {name!r} the history is kept")
-    return net.to(device)
+    return net.to(target)
 
 
 def history(name: str) -> History:

@@ -1,0 +1,1 @@
+"""What only the book needs: its recipes, trained networks, figures, notebook lab and commands."""

@@ -1,0 +1,137 @@
+"""What the book ships and shows, made again: run these from the root of the book's repository.
+
+`networks` trains what ships in `advlib.book.trained`. `results` trains and attacks, `report`
+attacks more strongly, and `sandwich` proves, for the numbers in the book's JSON files.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from advlib import load_data, robustness_report, verify
+from advlib.book import recipes, trained
+from advlib.runtime import pick_device
+from advlib.verification import margin_bounds
+
+TEST_IMAGES = 5000
+BUDGETS = [0.01, 0.02, 0.03, 0.05, 0.1, 0.15]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave out the usage, which `--help` shows."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def main() -> None:
+    """Parse the arguments and run the command."""
+    parser = Parser(prog="python -m advlib", description=__doc__)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    networks = commands.add_parser("networks", help="train what ships with advlib again")
+    networks.add_argument("--only", nargs="+", choices=list(recipes.SHIPPED), metavar="NAME")
+    networks.add_argument("--check", action="store_true", help="compare, and write nothing")
+    results = commands.add_parser("results", help="train, attack, and write book/results.json")
+    results.add_argument("--seeds", type=whole(0, 2**32 - 1), nargs="+", default=[0, 1, 2])
+    report = commands.add_parser("report", help="robustness reports, into book/reports.json")
+    report.add_argument("--images", type=whole(1, TEST_IMAGES), default=1000)
+    between = commands.add_parser("sandwich", help="attacks and proofs, into book/sandwich.json")
+    between.add_argument("--images", type=whole(1, TEST_IMAGES), default=100)
+    for command, out in ((results, "results"), (report, "reports"), (between, "sandwich")):
+        command.add_argument("--out", type=output, default=f"book/{out}.json")
+    for command in (networks, results, report, between):
+        command.add_argument(
+            "--device", type=present, help="cpu, cuda, ... (default: the best one present)"
+        )
+    arguments = parser.parse_args()
+    device = arguments.device
+    if arguments.command == "networks":
+        names = arguments.only or list(recipes.SHIPPED)
+        differ = trained.make(names, device=device, check=arguments.check)
+        if differ:
+            print(f"more than {trained.MARGIN} from what ships: {', '.join(differ)}")
+        sys.exit(bool(differ) and arguments.check)
+    if arguments.command == "results":
+        found = recipes.results(arguments.seeds, device=device)
+        print(recipes.results_table(found))
+    elif arguments.command == "report":
+        found = reports(arguments.images, device)
+    else:
+        found = sandwich(arguments.images, device)
+    unfinished = arguments.out.with_suffix(".partial")
+    unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, arguments.out)
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """An option's type: whole numbers of this range."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            wanted = f"must be a whole number from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}")
+        return number
+
+    return convert
+
+
+def present(text: str) -> str:
+    """An option's type: a device of this machine, by its name."""
+    try:
+        return str(pick_device(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"no device {text!r} on this machine") from error
+
+
+def output(text: str) -> Path:
+    """An option's type: a file that can be written, in a folder that is there."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"can't write {text!r} (run this from the root?)")
+    return path
+
+
+def reports(images: int, device: str | None) -> dict[str, Any]:
+    """Report on both networks of chapter 6, on the first test images, at the book's eps."""
+    test = load_data(device=device)[1]
+    found = {}
+    for kind in ("standard", "robust"):
+        net = trained.network(kind, device=device)
+        report = robustness_report(net, test.x[:images], test.y[:images], eps=recipes.EPS)
+        print(f"{kind}: {report}\n", flush=True)
+        found[kind] = json.loads(report.to_json())
+        del found[kind]["broken_by"]  # the table counts it, and it would be a line per image
+    return found
+
+
+def sandwich(images: int, device: str | None) -> dict[str, Any]:
+    """Bound the robust accuracy of chapter 9's networks from both sides, on the first test images.
+
+    Above lies what an attack leaves, below what CROWN and what intervals alone can prove.
+    """
+    test = load_data(device=device)[1]
+    x, y = test.x[:images], test.y[:images]
+    lines: dict[str, dict[str, list[float]]] = {}
+    for name in ("standard", "robust", "provable"):
+        net = trained.network(name, device=device)
+        lines[name] = {"attack": [], "CROWN": [], "intervals": []}
+        for eps in BUDGETS:
+            found = verify(net, x, y, eps)
+            by_intervals = margin_bounds(net, x, y, eps, method="interval") > 0
+            lines[name]["attack"].append(round(1 - found.violated.float().mean().item(), 4))
+            lines[name]["CROWN"].append(round(found.certified_accuracy, 4))
+            lines[name]["intervals"].append(round(by_intervals.float().mean().item(), 4))
+            print(f"{name}, eps {eps}: {found}, {int(by_intervals.sum())} by intervals", flush=True)
+    made = {"images": images, "machine": recipes.machine(device), "torch": torch.__version__}
+    return {**made, "eps": BUDGETS, "networks": lines}
