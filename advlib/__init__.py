@@ -1,24 +1,17 @@
 """Adversarial attacks, adversarial training and robust evaluation, small enough to read."""
 
-from advlib.attacks import (
-    apgd,
-    autoattack,
-    bim,
-    fgsm,
-    input_gradient,
-    n_fgsm,
-    pgd,
-    square,
-)
+from advlib import collapse as collapse
+from advlib import losses as losses
+from advlib.attacks import apgd, autoattack, bim, fgsm, input_gradient, pgd, square
 from advlib.data import Batches, Images, load_data
 from advlib.evaluation import accuracy, correct, predict, robust_accuracy, wilson_interval
-from advlib.models import Normalize, digit_net, preact_resnet18
+from advlib.models import Normalize, digit_net
 from advlib.report import Report, robustness_report
 from advlib.runtime import evaluation_mode, pick_device, seed_everything
 from advlib.training import History, cyclic, fit, load_checkpoint
 from advlib.verification import Verification, output_bounds, verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batches",
@@ -40,11 +33,9 @@ __all__ = [
     "input_gradient",
     "load_checkpoint",
     "load_data",
-    "n_fgsm",
     "output_bounds",
     "pgd",
     "pick_device",
-    "preact_resnet18",
     "predict",
     "robust_accuracy",
     "robustness_report",

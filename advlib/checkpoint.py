@@ -11,13 +11,15 @@ import re
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advlib.runtime import is_out_of_memory
+from advlib.checks import is_out_of_memory
 
 FORMAT = 1
 _STALE = 3600  # seconds after which what a killed process had half written is swept away
@@ -26,10 +28,7 @@ _STALE = 3600  # seconds after which what a killed process had half written is s
 def write(path: Path, content: dict[str, Any]) -> None:
     """Put `content`, tensors and plain values, into a file in one atomic step.
 
-    Whatever happens on the way, `path` holds the old content or the new one.
-
-    Raises:
-        OSError: the disk is full, or the folder can't be written to; the old content stays.
+    Raises OSError if the disk is full, or the folder can't be written to; the old content stays.
     """
     file = io.BytesIO()
     torch.save(content, file)
@@ -56,49 +55,43 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file is missing or can't be read, or it is damaged.
-        ValueError: a newer advlib wrote it; or it holds something other than a dict of tensors and
-            plain values, which is refused, as loading that could run code.
+        ValueError: it is none of advlib's, a newer one's, or holds more than a dict of tensors and
+            plain values, which could run code.
     """
     whole = path.read_bytes()
     digest, signed = whole[:32], whole[32:]
-    if hashlib.sha256(signed).digest() != digest:
-        raise OSError(f"{path} is damaged: delete it; or it is no file of advlib's: give another")
-    line, _, payload = signed.partition(b"\n")
-    number = re.fullmatch(rb"advlib ([1-9]\d{0,8})", line)
+    number = re.match(rb"advlib ([1-9]\d{0,8})\n", signed)
     if number is None:
-        raise ValueError(f"{path} is no file of advlib's: delete it")
+        raise ValueError(f"{path} is no file of advlib's, or its beginning is lost: give another")
+    if hashlib.sha256(signed).digest() != digest:
+        raise OSError(f"{path} is damaged: delete it, or give another")
     if int(number[1]) > FORMAT:
         raise ValueError(
             f"{path} was written by a newer advlib, in format {int(number[1])}; this one reads "
-            f"{FORMAT}: update advlib, or delete the file"
+            f"{FORMAT}: update advlib"
         )
+    payload = signed[number.end() :]
     try:
         content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
     except Exception as error:  # what was made to do harm may fail in any way
         if is_out_of_memory(error):
             raise
-        raise ValueError(
-            f"{path} was not loaded, as it could run code: delete it ({error})"
-        ) from error
+        raise ValueError(f"{path} was not loaded, as it could run code ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no network: delete it")
+        raise ValueError(f"{path} holds no network")
     return content
 
 
 def fill(model: nn.Module, weights: Any, path: Path) -> None:
-    """Load `weights`, found in the file at `path`, into `model`, all or none.
-
-    Raises:
-        ValueError: they are no weights, NaN, or those of another architecture.
-    """
+    """Load `weights`, found at `path`, into `model`, all or none; errors as in `check`."""
     check(model, weights, path)
     model.load_state_dict(weights)
 
 
 def check(model: nn.Module, weights: Any, path: Path) -> None:
-    """Raise the errors of `fill` without filling."""
+    """Raise ValueError if these are no weights, NaN, or those of another architecture."""
     if not isinstance(weights, dict):
-        raise ValueError(f"{path} holds no weights: delete it")
+        raise ValueError(f"{path} holds no weights")
     own, found = (
         {(name, _kind(tensor)) for name, tensor in part.items()}
         for part in (model.state_dict(), weights)
@@ -111,7 +104,7 @@ def check(model: nn.Module, weights: Any, path: Path) -> None:
         )
     for name, tensor in weights.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.isnan().any():
-            raise ValueError(f"{path} holds a network with NaN in {name}: delete it")
+            raise ValueError(f"{path} holds a network with NaN in {name}")
 
 
 def _kind(value: Any) -> Any:
@@ -119,3 +112,27 @@ def _kind(value: Any) -> Any:
     if not isinstance(value, Tensor) or value.is_nested:
         return None  # a layer's extra state, which only the layer understands
     return value.shape, value.dtype, value.layout, value.is_meta
+
+
+def words(value: Any) -> str:
+    """Say what a setting is, the same in every process.
+
+    Tensors go by digest, functions by name, partials by their settings, too, the rest by class.
+    """
+    if isinstance(value, partial):
+        given = [words(argument) for argument in value.args]
+        given += [f"{name}={words(part)}" for name, part in sorted(value.keywords.items())]
+        return f"{words(value.func)}({', '.join(given)})"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(words, value))})"
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name}={words(part)}' for name, part in sorted(value.items()))})"
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = torch.as_tensor(value).detach().cpu()
+        numbers = value.flatten().contiguous().view(torch.uint8).numpy()
+        return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(numbers.data).hexdigest()[:8]}"
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        return repr(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from advlib.attacks import fgsm, pgd
 from advlib.attacks.common import check_attack_input
-from advlib.data import Batches
-from advlib.evaluation import accuracy
-from advlib.runtime import (
+from advlib.checks import (
     Bounds,
     check_count,
     check_flag,
@@ -26,6 +24,8 @@ from advlib.runtime import (
     check_number,
     check_numbers,
 )
+from advlib.data import Batches
+from advlib.evaluation import accuracy
 
 
 def fgsm_against_pgd(
@@ -39,12 +39,10 @@ def fgsm_against_pgd(
 ) -> dict[str, float]:
     """Accuracy on held-out images under one step and under many: "fgsm" and "pgd".
 
-    PGD takes `steps` steps of eps / 4 from one random start, the same at every call. A small batch
-    will do; errors as in `pgd`.
+    PGD takes `steps` steps of eps / 4 from one random start, always the same. Errors as in `pgd`.
     """
-    check_attack_input(model, x, y, bounds)
-    check_number("eps", eps)
-    check_count("steps", steps)
+    x, y = check_attack_input(model, x, y, bounds)
+    eps, steps = check_number("eps", eps), check_count("steps", steps)
     batches = Batches(x, y)
     generator = torch.Generator().manual_seed(0)
 
@@ -69,8 +67,7 @@ def has_collapsed(
 
     `metrics` are those of `fgsm_against_pgd`, epoch by epoch. The last epoch is a collapse if "pgd"
     is `fall` below its best and at least as far below "fgsm"; or if "fgsm" is above one half, and
-    "pgd" less than a tenth of it. Returns whether training should end: True after a collapse,
-    unless `stop` is False.
+    "pgd" less than a tenth of it. Returns True after a collapse, unless `stop` is False.
     """
     check_number("fall", fall)
     check_flag("stop", stop)

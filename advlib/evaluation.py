@@ -2,142 +2,147 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advlib import engine
-from advlib.runtime import (
+from advlib import fast
+from advlib.checks import (
     Attack,
+    check_attack,
     check_attacked,
+    check_classes,
     check_count,
-    check_function,
+    check_device,
+    check_flag,
     check_images,
     check_labels,
     check_list,
-    check_logits,
     check_model,
     check_number,
-    evaluation_mode,
+    check_tensor,
 )
+from advlib.runtime import evaluation_mode
+
+Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
-def predict(model: nn.Module, x: Tensor, *, batch_size: int = 100) -> Tensor:
-    """Return the class with the largest logit for each image of `x`, int64 (n,).
-
-    Runs in evaluation mode, without gradients, `batch_size` images at a time.
-    """
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Return each image's class of largest logit, in evaluation mode, int64 (n,)."""
     check_model(model)
-    check_images(x)
-    check_count("batch_size", batch_size)
+    x = check_images(x)
     with evaluation_mode(model):
-        check_logits(model, x)
-        return torch.cat([_answers(model, part) for part in x.split(batch_size)])
+        return fast.logits(model, x).argmax(1)
 
 
 def correct(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Pairs,
     *,
     attack: Attack | None = None,
-) -> Tensor:
+    device: str | torch.device | None = None,
+    with_images: bool = False,
+) -> Any:
     """Tell for each image whether `model` gets its (attacked) version right, bool (n,).
 
-    `batches` is a `Batches`, a DataLoader, or any iterable of images (n, ...) and labels (n,).
-    The order is that of `batches`: do not shuffle what you want to compare image by image.
-
-    Raises:
-        TypeError, ValueError: a batch is of the wrong type, shape or range, or there is none.
+    `batches` is a `Batches`, a DataLoader, or any iterable of images (n, ...) and labels (n,); they
+    are moved to `device` if it is given. Their order is kept: do not shuffle what you want to
+    compare. With `with_images` the result is a pair: this, and the images that the model was shown.
+    Raises TypeError or ValueError if there is no batch, a wrong one, or one the model does not
+    take; FloatingPointError if the model returns NaN.
     """
     check_model(model)
+    check_flag("with_images", with_images)
     if attack is not None:
-        check_function("attack", attack)
+        check_attack("attack", attack)
+    rights, images = [], []
     with evaluation_mode(model):
-        return torch.cat([_right(model, x, y, attack) for x, y in _checked(model, batches)])
+        for x, y in _checked(batches, device):
+            right, x = _right(model, x, y, attack)
+            rights.append(right)
+            if with_images:
+                images.append(x)
+    return (torch.cat(rights), torch.cat(images)) if with_images else torch.cat(rights)
 
 
 def accuracy(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Pairs,
     *,
     attack: Attack | None = None,
+    device: str | torch.device | None = None,
 ) -> float:
     """Fraction of all images that `model` gets right, under `attack` if one is given.
 
-    Correct images are counted over all batches and divided once, by the number of all images:
-    those that were wrong before the attack are not left out. Arguments and errors as in `correct`.
+    Images that were wrong before the attack count as wrong. Arguments and errors as in `correct`.
     """
-    return _mean(correct(model, batches, attack=attack))
+    return _mean(correct(model, batches, attack=attack, device=device))
 
 
 def robust_accuracy(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Pairs,
     *,
     attacks: Sequence[Attack],
+    device: str | torch.device | None = None,
 ) -> float:
     """Fraction of images that `model` gets right unattacked and under every one of `attacks`.
 
-    The worst case is taken image by image, so it is at most the lowest of the accuracies. An image
-    that one attack broke is not attacked again: put the cheap attacks first, and let the others
-    stop at success (`early_exit=True`). `batches` is gone through once. Arguments and errors as in
-    `correct`.
+    The worst case is taken image by image. An image that one attack broke is not attacked again:
+    put the cheap attacks first, and let the others stop at success (`early_exit=True`). `batches`
+    is gone through once. Arguments and errors as in `correct`.
     """
     check_model(model)
     check_list("attacks", attacks, "attacks")
     for i, attack in enumerate(attacks):
-        check_function(f"attacks[{i}]", attack)
+        check_attack(f"attacks[{i}]", attack)
     survives = []
     with evaluation_mode(model):
-        for x, y in _checked(model, batches):
-            right = _right(model, x, y)
+        for x, y in _checked(batches, device):
+            right, _ = _right(model, x, y)
             for i, attack in enumerate(attacks):
                 if right.any():
-                    still = _right(model, x[right], y[right], attack, f"attacks[{i}]")
+                    still, _ = _right(model, x[right], y[right], attack, f"attacks[{i}]")
                     right[right.clone()] = still
             survives.append(right)
     return _mean(torch.cat(survives))
 
 
-def _checked(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch once it is checked."""
-    try:
-        pairs = iter(batches)
-    except TypeError as error:
+def checked_pair(batch: Any, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """A batch as images and labels on `device`, or where they are."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError("batches must yield pairs (x, y): wrap x and y in advlib.Batches")
+    x, y = check_images(batch[0]), batch[1]
+    if device is not None:
+        x = x.to(device)
+        if isinstance(y, Tensor):
+            check_tensor("y", y)
+            y = y.to(device)
+    return x, check_labels(y, x)
+
+
+def _checked(batches: Any, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    place = None if device is None else check_device("device", device)
+    if not isinstance(batches, Iterable):
         given = type(batches).__name__
-        raise TypeError(f"batches must be an iterable of pairs (x, y), got {given}") from error
+        raise TypeError(f"batches must be an iterable of pairs (x, y), got {given}")
     batch = None
-    for batch in pairs:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise TypeError("batches must yield pairs (x, y): wrap x and y in advlib.Batches")
-        x, y = batch
-        check_images(x)
-        check_labels(y, x)
-        check_logits(model, x, y)
-        yield x, y
+    for batch in batches:
+        yield checked_pair(batch, place)
     if batch is None:
         raise ValueError("batches must hold at least one batch")
 
 
 def _right(
     model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None = None, name: str = "attack"
-) -> Tensor:
-    """Which images `model` gets right once they are attacked."""
+) -> tuple[Tensor, Tensor]:
+    """Which images `model` gets right once they are attacked, and these images."""
     if attack is not None:
-        x_adv = attack(model, x, y)
-        check_attacked(name, x_adv, x)
-        x = x_adv
-    return _answers(model, x) == y
-
-
-def _answers(model: nn.Module, x: Tensor) -> Tensor:
-    """The class that `model` takes each image for."""
-    scores = engine.logits(model, x)
-    if len(scores) != len(x):  # one answer for a whole batch would pass for that of each image
-        raise ValueError(f"model must return {len(x)} rows for {len(x)} images, got {len(scores)}")
-    return scores.argmax(1)
+        x = check_attacked(name, attack(model, x.clone(), y), x)  # it may work in place
+    scores = fast.logits(model, x)
+    check_classes(scores, y)
+    return scores.argmax(1) == y, x
 
 
 def _mean(right: Tensor) -> float:
@@ -148,12 +153,11 @@ def wilson_interval(successes: int, total: int, *, z: float = 1.96) -> tuple[flo
     """Wilson score interval of a proportion; `z=1.96` gives 95 % confidence.
 
     It covers what other images of the same kind would give, not what other seeds would.
-
     Reference: Wilson, J. Am. Stat. Assoc. 22 (1927).
     """
-    check_count("total", total)
-    check_count("successes", successes, minimum=0)
-    check_number("z", z)
+    total = check_count("total", total)
+    successes = check_count("successes", successes, minimum=0)
+    z = check_number("z", z, maximum=1e6)
     if successes > total:
         raise ValueError(f"successes must be at most total ({total}), got {successes}")
     p = successes / total

@@ -1,9 +1,9 @@
 """Training losses that are more than cross-entropy on attacked images: for `fit(loss=...)`.
 
-A loss is a function `loss(model, x, y, progress) -> scalar` once its rest is fixed, as an attack is
-`attack(model, x, y)`; `progress` runs from 0 at the first iteration to 1 after the last. Each one
-here brings its own attack, so leave `fit`'s `attack` out. All of them call `model` as `fit` left
-it, in training mode, except within their attacks.
+A loss is a function `loss(model, x, y, progress) -> scalar` once its rest is fixed; `progress` runs
+from 0 at the first iteration to 1 after the last. Each one here brings its own attack, so leave
+`fit`'s `attack` out. They call `model` in the mode it is in, except within their attacks, and raise
+TypeError or ValueError for an argument of the wrong type or range.
 """
 
 from typing import Any
@@ -12,18 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advlib import engine
+from advlib import fast
 from advlib.attacks.common import check_attack_input, project, scaled
-from advlib.runtime import (
+from advlib.checks import (
     Attack,
     Bounds,
+    called,
+    check_attack,
     check_attacked,
+    check_classes,
     check_count,
-    check_function,
     check_number,
-    evaluation_mode,
-    uniform,
+    pulled_back,
+    refuse_nan,
 )
+from advlib.runtime import evaluation_mode, uniform
 from advlib.verification import interval_logits
 
 # between these parts of training the budget of `interval_loss` grows from nothing to its full size
@@ -46,23 +49,20 @@ def trades_loss(
     """Cross-entropy of the clean images, plus `beta` times how far an attack moves the output.
 
     That distance is the Kullback-Leibler divergence KL(p(x) || p(x_adv)), and the attack, `steps`
-    sign steps of `alpha` from a start close to `x`, makes it large. A larger `beta` gives up clean
-    accuracy for robustness.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong type or range.
-
+    sign steps of `alpha` from close to `x`, makes it large. A larger `beta` costs clean accuracy.
     Reference: Zhang et al., ICML 2019, arXiv:1901.08573.
     """
-    _check(model, x, y, progress, bounds, generator, eps=eps, alpha=alpha, beta=beta)
-    check_count("steps", steps)
+    x, y = _check(model, x, y, progress, bounds, generator, eps=eps, alpha=alpha, beta=beta)
+    steps = check_count("steps", steps)
     with evaluation_mode(model):
-        clean = engine.logits(model, x).log_softmax(1)
+        scores = fast.logits(model, x)
+        check_classes(scores, y)
+        clean = scores.log_softmax(1)
         # at x itself the divergence is smallest and has no slope
         x_adv = project(x + eps / 100 * uniform(x, generator), x, eps, bounds, "linf")
         for _ in range(steps):
-            _, slopes = engine.logits_and_gradient(model, x_adv, clean, _divergence)
-            x_adv = project(x_adv + alpha * slopes.sign(), x, eps, bounds, "linf")
+            _, slopes = fast.gradient(model, x_adv, clean, _divergence)
+            x_adv = project(x_adv + alpha * slopes.sign().to(x.dtype), x, eps, bounds, "linf")
     scores = model(x)
     moved = _divergence(model(x_adv), scores.log_softmax(1)).mean()
     return F.cross_entropy(scores, y) + beta * moved
@@ -89,14 +89,10 @@ def grad_align_loss(
     That is one minus the cosine between the loss gradient at `x` and at a random point of its
     eps-ball. Where the two agree, one step of FGSM does what many would, and FGSM training does not
     collapse. `attack` is usually a partial of `fgsm`.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong type or range.
-
     Reference: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617.
     """
-    check_function("attack", attack)
-    _check(model, x, y, progress, None, generator, eps=eps, weight=weight)
+    check_attack("attack", attack)
+    x, y = _check(model, x, y, progress, None, generator, eps=eps, weight=weight)
     # the gradient at x is the reference: only the one nearby is asked to turn
     here = _slope(model, x, y)
     there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
@@ -105,15 +101,17 @@ def grad_align_loss(
     # scaled, because cosine_similarity takes tiny vectors for zero
     here, there = scaled(here[steep]).flatten(1), scaled(there[steep]).flatten(1)
     turned = 1 - F.cosine_similarity(here, there, dim=1)
-    x_adv = attack(model, x, y)
-    check_attacked("attack", x_adv, x)
+    x_adv = check_attacked("attack", attack(model, x.clone(), y), x)
     return F.cross_entropy(model(x_adv), y) + weight * turned.sum() / len(x)
 
 
 def _slope(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
     x = x.detach().requires_grad_()
-    loss = F.cross_entropy(model(x), y, reduction="sum")
-    return torch.autograd.grad(loss, x, create_graph=create_graph)[0]
+    scores = called(model, x)
+    check_classes(scores, y)
+    refuse_nan(scores)
+    loss = F.cross_entropy(scores, y, reduction="sum")
+    return pulled_back(loss, x, create_graph=create_graph)
 
 
 def interval_loss(
@@ -129,32 +127,20 @@ def interval_loss(
 
     Both the budget and the share of the second half grow with `progress`, over the middle part of
     training, as an untrained network's bounds are too wide to learn from. The result is a network
-    whose robustness `advlib.verify` can prove.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong type or range, or `model` has a layer
-            that bounds are not known for.
-
+    whose robustness `advlib.verify` can prove. Raises ValueError for a layer without known bounds.
     Reference: Gowal et al., ICCV 2019, arXiv:1810.12715.
     """
-    check_number("progress", progress, maximum=1)
-    check_number("eps", eps)
+    x, y = _check(model, x, y, progress, bounds, None, eps=eps)
     grown = min(max((progress - WARM_UP) / (FULL_SIZE - WARM_UP), 0.0), 1.0)
     worst = interval_logits(model, x, y, eps=grown * eps, bounds=bounds)
     share = grown / 2
-    return (1 - share) * F.cross_entropy(model(x), y) + share * F.cross_entropy(worst, y)
+    return (1 - share) * F.cross_entropy(called(model, x), y) + share * F.cross_entropy(worst, y)
 
 
 def _check(
-    model: Any,
-    x: Any,
-    y: Any,
-    progress: Any,
-    bounds: Any,
-    generator: Any,
-    **numbers: Any,
-) -> None:
+    model: Any, x: Any, y: Any, progress: Any, bounds: Any, generator: Any, **numbers: Any
+) -> tuple[Tensor, Tensor]:
     check_number("progress", progress, maximum=1)
     for name, value in numbers.items():
         check_number(name, value)
-    check_attack_input(model, x, y, bounds, generator=generator)
+    return check_attack_input(model, x, y, bounds, generator=generator)

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advlib import engine
+from advlib import fast
 from advlib.attacks.common import (
     BALLS,
     budget_per_image,
@@ -17,7 +18,8 @@ from advlib.attacks.common import (
     is_broken,
     project,
 )
-from advlib.runtime import Bounds, check_choice, check_count, evaluation_mode
+from advlib.checks import Bounds, check_choice, check_classes, check_count
+from advlib.runtime import evaluation_mode
 
 MOMENTUM = 0.75
 OFTEN = 0.75  # the part of the steps that must raise the loss for the step size to stay
@@ -35,6 +37,7 @@ def to_target(scores: Tensor, labels: Tensor) -> Tensor:
 
 def dlr(scores: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio: margin lost, over the gap between the 1st and 3rd logit."""
+    scores = _finite(scores)
     right = labels[:, :1]
     wrong = scores.scatter(1, right, -torch.inf).max(1).values
     ordered = scores.sort(1, descending=True).values
@@ -43,9 +46,15 @@ def dlr(scores: Tensor, labels: Tensor) -> Tensor:
 
 def targeted_dlr(scores: Tensor, labels: Tensor) -> Tensor:
     """The same towards one class, the second column of `labels`."""
+    scores = _finite(scores)
     right, wrong = scores.gather(1, labels).unbind(1)
     ordered = scores.sort(1, descending=True).values
     return (wrong - right) / (ordered[:, 0] - ordered[:, 2:4].mean(1) + 1e-12)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Masked classes, whose logits are minus infinity, far below the others instead."""
+    return scores.clamp_min(torch.finfo(scores.dtype).min / 8)
 
 
 # each with the smallest number of classes it is defined for
@@ -71,59 +80,42 @@ def apgd(
 
     It starts from a random point of the ball with a step of 2 eps. At checkpoints, which come more
     and more often, the step is halved if too few steps raised the loss, and the ascent goes on
-    from the best point so far. An image that is wrong already is left alone; any other stays
-    as it is from the moment it is broken.
-
-    `loss` is one of three:
+    from the best point so far. An image stays as it is once it is broken. `loss` is one of three:
 
     - "ce", cross-entropy, which a model can flatten by scaling its logits;
     - "dlr", the difference of logits ratio, which does not change when logits are scaled;
     - "targeted-dlr", the same towards each of the `targets` classes with the largest logits next
       to `y`, all at once. Any wrong class counts as a success.
 
-    With `targeted=True` labels `y` are targets, and `loss` must be "ce". Each of the `restarts`
-    attacks what the ones before it left standing.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong type or range, or the model has too few
-            classes for the loss.
-
+    With `targeted=True` `loss` must be "ce". Each of the `restarts` attacks what the ones before it
+    left standing. Raises ValueError, too, if the model has too few classes for the loss.
     Reference: Croce and Hein, ICML 2020, arXiv:2003.01690.
     """
-    classes = check_attack_input(model, x, y, bounds, norm, generator, targeted=targeted)
-    for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
-        check_count(name, value)
+    x, y = check_attack_input(model, x, y, bounds, norm, generator, targeted=targeted)
+    steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
+    targets = check_count("targets", targets)
     check_choice("loss", loss, list(LOSSES))
     if targeted and loss != "ce":
         raise ValueError(f"loss must be 'ce' with targeted=True, got {loss!r}")
     objective, least = (to_target, 2) if targeted else LOSSES[loss]
-    if classes < least:
-        raise ValueError(f"loss {loss!r} needs at least {least} classes, got {classes}")
     eps = budget_per_image("eps", eps, x)
-    x = x.detach()
+    climb = partial(_climb, model, objective=objective, steps=steps, norm=norm)
+    climb = partial(climb, targeted=targeted, bounds=bounds, generator=generator)
     x_adv = x.clone()
     with evaluation_mode(model):
-        scores = engine.logits(model, x)
+        scores = fast.logits(model, x)
+        check_classes(scores, y)
+        classes = scores.shape[1]
+        if classes < least:
+            raise ValueError(f"loss {loss!r} needs at least {least} classes, got {classes}")
         others = scores.scatter(1, y.unsqueeze(1), -torch.inf).argsort(1, descending=True)
         standing = indices(~is_broken(scores, y, targeted))
         targets = min(targets, classes - 1) if loss == "targeted-dlr" else 1
         for _ in range(restarts):
             if len(standing) == 0:
                 break
-            found, broken = _climb(
-                model,
-                x[standing],
-                y[standing],
-                others[standing, :targets],
-                eps=eps[standing],
-                objective=objective,
-                steps=steps,
-                norm=norm,
-                targeted=targeted,
-                bounds=bounds,
-                generator=generator,
-            )
-            x_adv[standing] = found
+            wanted = others[standing, :targets]
+            x_adv[standing], broken = climb(x[standing], y[standing], wanted, eps[standing])
             standing = standing[~broken]
     return x_adv
 
@@ -132,8 +124,7 @@ def apgd(
 class _State:
     """Where each ascent stands; the rows of an image, one for each of its targets, follow."""
 
-    image: Tensor
-    """Number of the image in the batch."""
+    image: Tensor  # its number in the batch
     x: Tensor
     labels: Tensor
     eps: Tensor
@@ -145,14 +136,11 @@ class _State:
     best_slope: Tensor
     best_value: Tensor
     step: Tensor
-    rises: Tensor
-    """Steps that raised the loss since the last checkpoint."""
+    rises: Tensor  # steps that raised the loss since the last checkpoint
     best_at_check: Tensor
-    halved: Tensor
-    """Whether the last checkpoint halved the step."""
+    halved: Tensor  # whether the last checkpoint halved the step
 
     def only(self, which: Tensor) -> "_State":
-        """The rows of some images."""
         return _State(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
@@ -161,8 +149,8 @@ def _climb(
     x: Tensor,
     y: Tensor,
     targets: Tensor,
-    *,
     eps: Tensor,
+    *,
     objective: Any,
     steps: int,
     norm: str,
@@ -170,10 +158,7 @@ def _climb(
     bounds: Bounds,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Climb towards each of an image's `targets` (n, k), until one of these ascents breaks it.
-
-    Returns the broken images as they broke, the others at their best, and which broke.
-    """
+    """Climb towards each of `targets` (n, k); return images, broken or at best, and which broke."""
     ball = BALLS[norm]
     found, broken = x.clone(), torch.zeros_like(y, dtype=torch.bool)
     count = targets.shape[1]
@@ -181,7 +166,7 @@ def _climb(
     x, y, eps = x[image], y[image], eps[image]
     labels = torch.stack([y, targets.flatten()], 1)
     here = project(x + eps * ball.random(x, generator), x, eps, bounds, norm)
-    scores, slope = engine.logits_and_gradient(model, here, labels, objective)
+    scores, slope = fast.gradient(model, here, labels, objective)
     value = objective(scores, labels)
     s = _State(
         image=image,
@@ -215,29 +200,27 @@ def _climb(
     for i in range(1, steps + 1):
         if len(s.image) == 0:
             break
-        ahead = project(s.here + s.step * ball.steepest(s.slope), s.x, s.eps, bounds, norm)
+        ahead = project(
+            s.here + s.step * ball.steepest(s.slope).to(x.dtype), s.x, s.eps, bounds, norm
+        )
         if i > 1:
             drift = MOMENTUM * (ahead - s.here) + (1 - MOMENTUM) * (s.here - s.before)
             ahead = project(s.here + drift, s.x, s.eps, bounds, norm)
         s.before, s.here = s.here, ahead
-        scores, s.slope = engine.logits_and_gradient(model, s.here, s.labels, objective)
+        scores, s.slope = fast.gradient(model, s.here, s.labels, objective)
         value = objective(scores, s.labels)
         s.rises, s.value = s.rises + (value > s.value), value
         s = retire(s, scores)
-        _keep_best(s)
+        better = s.value > s.best_value
+        s.best = _choose(better, s.here, s.best)
+        s.best_slope = _choose(better, s.slope, s.best_slope)
+        s.best_value = torch.where(better, s.value, s.best_value)
         if i in gaps:
             _judge(s, gaps[i])
     best = s.best_value.view(-1, count).argmax(1)
     rows = best + count * torch.arange(len(best), device=best.device)
     found[s.image[rows]] = s.best[rows]
     return found, broken
-
-
-def _keep_best(s: _State) -> None:
-    better = s.value > s.best_value
-    s.best = _choose(better, s.here, s.best)
-    s.best_slope = _choose(better, s.slope, s.best_slope)
-    s.best_value = torch.where(better, s.value, s.best_value)
 
 
 def _judge(s: _State, gap: int) -> None:

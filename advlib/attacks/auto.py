@@ -6,11 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from advlib import engine
+from advlib import fast
 from advlib.attacks.apgd import LOSSES, apgd
-from advlib.attacks.common import budget, check_attack_input, indices, is_broken, rows
+from advlib.attacks.common import budget_per_image, check_attack_input, indices, is_broken
 from advlib.attacks.square import square
-from advlib.runtime import Bounds, check_count, evaluation_mode
+from advlib.checks import Bounds, check_classes, check_count
+from advlib.runtime import evaluation_mode
 
 Parts = dict[str, Callable[..., Tensor]]
 
@@ -27,40 +28,29 @@ def autoattack(
     bounds: Bounds = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """APGD on cross-entropy, APGD on the targeted DLR loss, then Square.
-
-    Each attacks only the images that the ones before it left standing. An image that is wrong
-    already is returned as it is.
+    """APGD on cross-entropy, APGD on the targeted DLR loss, then Square, each on what still stands.
 
     Three things differ from the paper. APGD takes 50 steps instead of 100: on the book's networks
-    that leaves the same images standing, in half the time. FAB is left out: it minimises the size
-    of the change instead of using the whole budget, costs as much as the rest together, and finds
-    hardly an image that targeted APGD has not found. And `square` knows the linf ball only, so that
-    with `norm="l2"` it takes no part. With fewer than four classes APGD uses the plain DLR loss,
-    with two only cross-entropy.
-
+    that leaves the same images standing, in half the time. FAB is left out: it costs as much as the
+    rest together, and finds hardly an image that targeted APGD has not found. And `square` knows
+    the linf ball only: with `norm="l2"` it takes no part. With three classes APGD uses the plain
+    DLR loss, with two only cross-entropy. An image that is wrong already is returned as it is.
     Reference: Croce and Hein, ICML 2020, arXiv:2003.01690.
     """
-    classes = check_attack_input(model, x, y, bounds, norm, generator)
-    check_count("steps", steps)
-    check_count("queries", queries)
-    budget("eps", eps, x)
-    x_adv = x.detach().clone()
+    x, y = check_attack_input(model, x, y, bounds, norm, generator)
+    steps, queries = check_count("steps", steps), check_count("queries", queries)
+    eps = budget_per_image("eps", eps, x).flatten()
+    x_adv = x.clone()
     with evaluation_mode(model):
-        scores = engine.logits(model, x_adv)
+        scores = fast.logits(model, x_adv)
+        check_classes(scores, y)
         standing = indices(~is_broken(scores, y))
-        for attack in parts(classes, norm, steps, queries, x.ndim == 4).values():
+        for attack in parts(scores.shape[1], norm, steps, queries, x.ndim == 4).values():
             if len(standing) == 0:
                 break
-            x_adv[standing] = attack(
-                model,
-                x[standing],
-                y[standing],
-                eps=rows(eps, standing),
-                bounds=bounds,
-                generator=generator,
-            )
-            scores = engine.logits(model, x_adv[standing])
+            given = {"eps": eps[standing], "bounds": bounds, "generator": generator}
+            x_adv[standing] = attack(model, x[standing], y[standing], **given)
+            scores = fast.logits(model, x_adv[standing])
             standing = standing[~is_broken(scores, y[standing])]
     return x_adv
 

@@ -3,25 +3,22 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from advlib.runtime import (
+from advlib.checks import (
     Bounds,
     check_bounds,
     check_choice,
     check_flag,
     check_images,
     check_labels,
-    check_logits,
     check_model,
     check_number,
     check_tensor,
-    draw,
-    evaluation_mode,
-    source_of,
-    uniform,
 )
+from advlib.runtime import draw, source_of, uniform
 
 Budget = float | Tensor
 
@@ -31,10 +28,8 @@ class Ball(NamedTuple):
 
     steepest: Callable[[Tensor], Tensor]
     """The change of size 1 along which a loss with this gradient rises fastest."""
-
     nearest: Callable[[Tensor, Any], Tensor]
     """The point of the ball of size eps that lies nearest to a change."""
-
     random: Callable[[Tensor, torch.Generator | None], Tensor]
     """A change drawn evenly from the ball of size 1, for each image."""
 
@@ -73,11 +68,9 @@ BALLS = {
 
 
 def project(x_adv: Tensor, x: Tensor, eps: Budget, bounds: Bounds, norm: str) -> Tensor:
-    """Bring `x_adv` into the eps-ball around `x` and into the pixel range.
-
-    The range comes second: it holds `x`, so that it only makes the change smaller.
-    """
+    """Bring `x_adv` into the eps-ball around `x` and into the pixel range."""
     x_adv = x + BALLS[norm].nearest(x_adv - x, eps)
+    # the range comes second: it holds `x`, so that it only makes the change smaller
     return x_adv if bounds is None else x_adv.clamp(*bounds)
 
 
@@ -102,32 +95,34 @@ def check_attack_input(
     norm: Any = "linf",
     generator: Any = None,
     **flags: Any,
-) -> int:
-    """Check what every attack is given, without a trace on the model; return how many classes."""
+) -> tuple[Tensor, Tensor]:
+    """Check what every attack is given; return images and labels as detached tensors."""
     check_model(model)
     check_bounds(bounds)
     check_choice("norm", norm, list(BALLS))
     source_of(generator)
     for name, flag in flags.items():
         check_flag(name, flag)
-    check_images(x, bounds)
-    check_labels(y, x)
-    with evaluation_mode(model):
-        return check_logits(model, x, y)
+    x = check_images(x, bounds)
+    return x, check_labels(y, x)
 
 
 def budget(name: str, value: Any, x: Tensor) -> Budget:
     """A number as it is; one value per image shaped to broadcast over that image's pixels."""
+    most = torch.finfo(x.dtype).max ** 0.5 / 4  # so that no length or step overflows
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        value = torch.as_tensor(value)
     if not isinstance(value, Tensor):
-        return check_number(name, value, maximum=torch.finfo(x.dtype).max)
+        return check_number(name, value, maximum=most)
     check_tensor(name, value)
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold numbers, got {value.dtype}")
-    if value.shape != x.shape[:1]:
-        raise ValueError(f"{name} must be a number or have shape ({len(x)},), got {value.shape}")
-    value = value.detach().to(x)
-    if not torch.isfinite(value).all() or value.min() < 0:
-        raise ValueError(f"{name} must be finite and not negative for every image")
+    if value.ndim and value.shape != x.shape[:1]:
+        given = tuple(value.shape)
+        raise ValueError(f"{name} must be a number or have shape ({len(x)},), got {given}")
+    value = value.detach().to(x).expand(len(x))
+    if not 0 <= value.min() <= value.max() <= most:
+        raise ValueError(f"{name} must be from 0 to {most:g} for every image")
     return value.reshape(-1, *[1] * (x.ndim - 1))
 
 

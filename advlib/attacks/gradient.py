@@ -1,29 +1,24 @@
 """Attacks that climb the cross-entropy along its gradient: FGSM, BIM, PGD."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from advlib import engine
-from advlib.attacks.common import (
-    BALLS,
-    Budget,
-    budget,
-    check_attack_input,
-    is_broken,
-    project,
-    rows,
-)
-from advlib.runtime import Bounds, check_count, check_number, evaluation_mode, uniform
+from advlib import fast
+from advlib.attacks.common import BALLS, budget, check_attack_input, is_broken, project, rows
+from advlib.checks import Bounds, check_count
+from advlib.runtime import evaluation_mode
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of each image's cross-entropy with respect to its pixels, in the shape of `x`.
 
-    The losses are summed, not averaged, so a row does not depend on the batch it came in.
+    A row does not depend on the batch it came in. For images in half precision it is float32.
     """
-    check_attack_input(model, x, y)
+    x, y = check_attack_input(model, x, y)
     with evaluation_mode(model):
-        return engine.gradient(model, x, y)
+        return fast.gradient(model, x, y)[1]
 
 
 def fgsm(
@@ -40,54 +35,12 @@ def fgsm(
 ) -> Tensor:
     """Fast gradient sign method: one step of size `alpha` (default `eps`) inside the eps-ball.
 
-    With `random_start=True` and `alpha=1.25 * eps` it is the attack of "fast" adversarial training.
-
-    References: Goodfellow et al., ICLR 2015, arXiv:1412.6572; Wong et al., ICLR 2020,
-    arXiv:2001.03994.
+    With `random_start=True` and `alpha=1.25 * eps` it is the attack of "fast" adversarial training
+    (Wong et al., ICLR 2020, arXiv:2001.03994).
+    Reference: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
-    return bim(
-        model,
-        x,
-        y,
-        eps=eps,
-        alpha=eps if alpha is None else alpha,
-        steps=1,
-        random_start=random_start,
-        targeted=targeted,
-        bounds=bounds,
-        generator=generator,
-    )
-
-
-def n_fgsm(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float | Tensor,
-    alpha: float | Tensor | None = None,
-    noise: float = 2.0,
-    bounds: Bounds = (0.0, 1.0),
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Noise of size `noise` times eps, then one signed step of `alpha` (default eps): N-FGSM.
-
-    It is made for training, not for testing: nothing is clipped to the eps-ball, so that the
-    change may reach `noise * eps + alpha`. With `bounds` pixels stay in their range.
-
-    Reference: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
-    """
-    check_attack_input(model, x, y, bounds, generator=generator)
-    check_number("noise", noise)
-    eps = budget("eps", eps, x)
-    alpha = eps if alpha is None else budget("alpha", alpha, x)
-
-    def inside(image: Tensor) -> Tensor:
-        return image if bounds is None else image.clamp(*bounds)
-
-    noisy = inside(x.detach() + noise * eps * uniform(x, generator))
-    with evaluation_mode(model):
-        return inside(noisy + alpha * engine.gradient(model, noisy, y).sign())
+    step = partial(bim, model, x, y, eps=eps, alpha=eps if alpha is None else alpha, steps=1)
+    return step(random_start=random_start, targeted=targeted, bounds=bounds, generator=generator)
 
 
 def bim(
@@ -112,39 +65,14 @@ def bim(
     random start lies inside both. `bounds=None` leaves the pixel range open.
 
     With `early_exit=True` an image stays as it is from the moment it is broken (misclassified, or
-    on target), which saves its further steps. That is all an accuracy needs to know, and it is
-    the stronger test: without it an image may be broken on the way and right again at the end.
-
+    on target). That saves steps, and it is the stronger test: without it an image may be broken on
+    the way and right again at the end. With "linf" an image is also done once it is pixel for pixel
+    where it was before: from there its steps repeat, and broke nothing (arXiv:2503.19347).
     Reference: Kurakin et al., 2017, arXiv:1607.02533.
     """
-    flags = {"random_start": random_start, "targeted": targeted, "early_exit": early_exit}
-    check_attack_input(model, x, y, bounds, norm, generator, **flags)
-    check_count("steps", steps)
-    eps, alpha = budget("eps", eps, x), budget("alpha", alpha, x)
-    ball = BALLS[norm]
-    x = x_adv = x.detach()
-
-    def moved(x_adv: Tensor, slopes: Tensor, x: Tensor, eps: Budget, alpha: Budget) -> Tensor:
-        step = alpha * ball.steepest(slopes)
-        return project(x_adv - step if targeted else x_adv + step, x, eps, bounds, norm)
-
-    with evaluation_mode(model):
-        if random_start:
-            x_adv = project(x + eps * ball.random(x, generator), x, eps, bounds, norm)
-        if not early_exit:
-            for _ in range(steps):
-                x_adv = moved(x_adv, engine.gradient(model, x_adv, y), x, eps, alpha)
-            return x_adv
-        x_adv, standing = x_adv.clone(), torch.arange(len(x), device=x.device)
-        for _ in range(steps):
-            scores, slopes = engine.logits_and_gradient(model, x_adv[standing], y[standing])
-            still = ~is_broken(scores, y[standing], targeted)
-            standing, slopes = standing[still], slopes[still]
-            if len(standing) == 0:
-                break
-            budgets = rows(eps, standing), rows(alpha, standing)
-            x_adv[standing] = moved(x_adv[standing], slopes, x[standing], *budgets)
-    return x_adv
+    once = partial(pgd, model, x, y, eps=eps, alpha=alpha, steps=steps, norm=norm, bounds=bounds)
+    once = partial(once, targeted=targeted, early_exit=early_exit, generator=generator)
+    return once(random_start=random_start)
 
 
 def pgd(
@@ -165,36 +93,55 @@ def pgd(
 ) -> Tensor:
     """Projected gradient descent: BIM from `restarts` random starts; any one's success counts.
 
-    An image that some restart broke is returned as that restart left it; an image that none
-    broke, as the last restart left it. Only images still standing are attacked again.
-    `norm` and `early_exit` are those of `bim`.
-
+    Only images still standing are attacked again: each is returned as the restart that broke it
+    left it, or else the last one. `norm` and `early_exit` are those of `bim`.
     Reference: Madry et al., ICLR 2018, arXiv:1706.06083.
     """
-    check_attack_input(model, x, y, bounds, norm)
-    check_count("restarts", restarts)
-    for name, value in (("eps", eps), ("alpha", alpha)):
-        budget(name, value, x)
-    x_adv = x.detach().clone()
-    standing = torch.arange(len(x), device=x.device)
-    for _ in range(restarts):
-        x_adv[standing] = bim(
-            model,
-            x[standing],
-            y[standing],
-            eps=rows(eps, standing),
-            alpha=rows(alpha, standing),
-            steps=steps,
-            norm=norm,
-            random_start=random_start,
-            targeted=targeted,
-            early_exit=early_exit,
-            bounds=bounds,
-            generator=generator,
-        )
-        with evaluation_mode(model):
-            scores = engine.logits(model, x_adv[standing])
-        standing = standing[~is_broken(scores, y[standing], targeted)]
-        if len(standing) == 0:
-            break
+    flags = {"random_start": random_start, "targeted": targeted, "early_exit": early_exit}
+    x, y = check_attack_input(model, x, y, bounds, norm, generator, **flags)
+    steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
+    eps, alpha = budget("eps", eps, x), budget("alpha", alpha, x)
+    ball = BALLS[norm]
+
+    def moved(here: Tensor, slopes: Tensor, which: Tensor) -> Tensor:
+        step = rows(alpha, which) * ball.steepest(slopes).to(x.dtype)
+        ahead = here - step if targeted else here + step
+        return project(ahead, x[which], rows(eps, which), bounds, norm)
+
+    def all_steps(here: Tensor, which: Tensor) -> Tensor:
+        for k in range(steps):
+            slopes = fast.gradient(model, here, y[which], check=k in (0, steps - 1))[1]
+            here = moved(here, slopes, which)
+        return here
+
+    def until_broken(here: Tensor, which: Tensor) -> Tensor:
+        left = torch.arange(len(here), device=x.device)
+        here, seen = here.clone(), here
+        for k in range(1, steps + 1):
+            if len(left) == 0:  # all are broken, or repeat themselves
+                break
+            scores, slopes = fast.gradient(model, here[left], y[which[left]])
+            still = ~is_broken(scores, y[which[left]], targeted)
+            left, slopes = left[still], slopes[still]
+            here[left] = moved(here[left], slopes, which[left])
+            if norm == "linf":  # Brent's search for a cycle: where was it at a power of two?
+                repeats = (here[left] == seen[left]).flatten(1).all(1)
+                if k.bit_count() == 1:
+                    seen = here.clone()
+                left = left[~repeats]
+        return here
+
+    x_adv, standing = x.clone(), torch.arange(len(x), device=x.device)
+    with evaluation_mode(model):
+        for restart in range(restarts):
+            here = x[standing]
+            if random_start:
+                start = here + rows(eps, standing) * ball.random(here, generator)
+                here = project(start, here, rows(eps, standing), bounds, norm)
+            here = until_broken(here, standing) if early_exit else all_steps(here, standing)
+            x_adv[standing] = here
+            if restart < restarts - 1:  # who knows after the last one has no use for it
+                standing = standing[~is_broken(fast.logits(model, here), y[standing], targeted)]
+            if len(standing) == 0:
+                break
     return x_adv

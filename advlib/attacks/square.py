@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from advlib import engine
+from advlib import fast
 from advlib.attacks.common import budget_per_image, check_attack_input, indices, is_broken, leads
-from advlib.runtime import Bounds, check_count, check_number, evaluation_mode, source_of
+from advlib.checks import Bounds, check_classes, check_count, check_number
+from advlib.runtime import evaluation_mode, source_of
 
 # the area of a square halves after each of these queries of 10,000; of fewer, in proportion
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -28,21 +29,18 @@ def square(
     It starts from vertical stripes of plus and minus eps. Each query proposes one square, at a
     random place, with plus or minus eps in each channel, and keeps it if the margin between the
     logit of `y` and the largest other one shrinks. A square covers `area` of the image at first
-    and less later. An image is left alone from the moment it is broken.
-
-    As it needs no gradient, it also finds what a model hides from gradient attacks.
-
+    and less later. An image is left alone once it is broken. It needs no gradient, and so also
+    finds what a model hides from gradient attacks.
     Reference: Andriushchenko et al., ECCV 2020, arXiv:1912.00049.
     """
-    check_attack_input(model, x, y, bounds, generator=generator, targeted=targeted)
+    x, y = check_attack_input(model, x, y, bounds, generator=generator, targeted=targeted)
     if x.ndim != 4:
         raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
-    check_count("queries", queries)
+    queries = check_count("queries", queries)
     if check_number("area", area, maximum=1) == 0:
         raise ValueError("area must be above 0")
     eps = budget_per_image("eps", eps, x)
     source = source_of(generator)
-    x = x.detach()
     height, width = x.shape[2:]
     x_adv = x.clone()
 
@@ -50,39 +48,34 @@ def square(
         return torch.rand(shape, generator=source, device=source.device).to(x)
 
     low, high = (image if bounds is None else image.clamp(*bounds) for image in (x - eps, x + eps))
-
     with evaluation_mode(model):
-        standing = indices(~is_broken(engine.logits(model, x), y, targeted))
+        scores = fast.logits(model, x)
+        check_classes(scores, y)
+        standing = indices(~is_broken(scores, y, targeted))
         goal, low, high = y[standing], low[standing], high[standing]
-        up = draw(len(standing), x.shape[1], 1, width) < 0.5
-        known = engine.nearby(model, torch.where(up, high, low))
-        least, still = x.new_zeros(0), y.new_zeros(0, dtype=torch.bool)
-        if len(standing):
-            scores = engine.logits(model, known.x)
-            least = _margins(scores, goal, targeted)
-            still = ~is_broken(scores, goal, targeted)
+        here = torch.where(draw(len(standing), x.shape[1], 1, width) < 0.5, high, low)
+        least, tried = torch.full_like(scores[standing, 0], torch.inf), here
         for query in range(1, queries + 1):
-            if query == queries or not still.all():
-                x_adv[standing] = known.x
-                known.only(still)
-                standing, goal, low, high, least = (
-                    rows[still] for rows in (standing, goal, low, high, least)
-                )
-            if query == queries or len(standing) == 0:
+            if len(standing) == 0:
                 break
+            scores = fast.logits(model, tried)
+            found = _margins(scores, goal, targeted)
+            better = found < least
+            here = torch.where(better.view(-1, 1, 1, 1), tried, here)
+            least = torch.minimum(found, least)
+            still = ~(better & is_broken(scores, goal, targeted))
+            if query == queries or not still.all():
+                x_adv[standing] = here
+                standing, goal, low, high, least, here = (
+                    rows[still] for rows in (standing, goal, low, high, least, here)
+                )
             side = _side(area, query / queries, height, width)
             first = _corner(draw(len(standing), 2), side, height, width)
             where = _square(first, side, height, width)
             up = draw(len(standing), x.shape[1], 1, 1) < 0.5
-            tried = torch.where(where, torch.where(up, high, low), known.x)
-            same = (tried == known.x).flatten(1).all(1).view(-1, 1, 1, 1)
+            tried = torch.where(where, torch.where(up, high, low), here)
+            same = (tried == here).flatten(1).all(1).view(-1, 1, 1, 1)
             tried = torch.where(where & same, torch.where(up, low, high), tried)
-            scores = known.try_(tried, first, side)
-            found = _margins(scores, goal, targeted)
-            better = found < least
-            known.keep(better)
-            least = torch.minimum(found, least)
-            still = ~(better & is_broken(scores, goal, targeted))
     return x_adv
 
 
