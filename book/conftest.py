@@ -24,7 +24,7 @@ from nbval.plugin import IPyNbCell, IPyNbFile, find_comment_markers, find_metada
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 import execution
-from notebooks import is_chapter
+from contents import is_chapter
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL_TIMEOUT = 1200.0

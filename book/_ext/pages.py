@@ -33,8 +33,7 @@ NOT_FOUND = """\
 def mend(html: str, sources: dict[str, Path]) -> str:
     """Size the images of `html`, so that nothing jumps; let those below the first load lazily.
 
-    `sources` has the file of each image by its name in the site; one that isn't there has its
-    size written by hand.
+    `sources` has the file of each image by its name in the site; others are sized by hand.
     """
     place = count()
 

@@ -1,73 +1,48 @@
 """{quiz}: a multiple-choice question that answers in the page, without a script or a server.
 
-Each option is a `<details>` that unfolds what is to be said about it; the browser lets one of a
-question be open at a time, and works it by keyboard.
+Each option is a `<details>`; the browser lets one of a question be open at a time.
 """
 
-from typing import Any
+import re
 
 from docutils import nodes
-from plain_markdown import read_quiz
-from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 
-class quiz_option(nodes.General, nodes.Element):
-    """An option with its feedback."""
-
-
-class quiz_choice(nodes.General, nodes.TextElement):
-    """The words of an option: what is to be clicked."""
-
-
 class Quiz(SphinxDirective):
-    """The question, then a list of options; see `plain_markdown.read_quiz`."""
+    """A question with its options.
+
+    The body may begin with more of the question; then comes a list whose items begin with
+    `[x]` (the right one) or `[ ]`, followed by a blank line and an indented paragraph.
+    """
 
     has_content = True
     optional_arguments = 1
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        """One group of the question and its options."""
-        try:
-            question, options = read_quiz(" ".join(self.arguments), "\n".join(self.content))
-        except ValueError as fault:
-            raise self.error(str(fault)) from fault
+        """The question, and for each option its words and what is to be said of them."""
+        start, *items = re.split(r"^- \[([ x])\] ", "\n".join(self.content), flags=re.M)
+        question = " ".join([*self.arguments, *start.split()])
+        if not question or not 2 <= len(items) // 2 <= 6 or items[::2].count("x") != 1:
+            raise self.error(
+                f"quiz {question!r}: needs a question, two to six options, one of them right"
+            )
         group = nodes.make_id(f"quiz-{self.env.docname}-{self.env.new_serialno('quiz')}")
         box = nodes.container(classes=["quiz"])
         box += nodes.paragraph("", "", *self.parse_inline(question)[0], classes=["quiz-question"])
-        for right, words, feedback in options:
-            verdict = "right" if right else "wrong"
-            option = quiz_option(classes=["quiz-option", verdict], group=group)
-            option += quiz_choice("", "", *self.parse_inline(words)[0])
-            mark = nodes.strong("", "✓ Right. " if right else "✗ Not this one. ")
-            option += nodes.paragraph("", "", mark, *self.parse_inline(feedback)[0])
-            box += option
+        for right, item in zip(items[::2], items[1::2], strict=True):
+            words, _, feedback = (" ".join(part.split()) for part in item.partition("\n\n"))
+            if not words or not feedback:
+                raise self.error(f"quiz {question!r}: an option lacks its words or its feedback")
+            if re.search(r"\{(?!math)[\w:]+\}`|\]\(", words):
+                raise self.error(f"quiz {question!r}: an option is a button and can't hold a link")
+            kind, mark = ("right", "✓ Right.") if right == "x" else ("wrong", "✗ Not this one.")
+            tag = f'<details class="quiz-option {kind}" name="{group}"><summary>'
+            mark_and_space = [nodes.strong("", mark, classes=[kind]), nodes.Text(" ")]
+            box += nodes.raw("", tag, format="html")
+            box += nodes.inline("", "", *self.parse_inline(words)[0])
+            box += nodes.raw("", "</summary>", format="html")
+            box += nodes.paragraph("", "", *mark_and_space, *self.parse_inline(feedback)[0])
+            box += nodes.raw("", "</details>", format="html")
         return [box]
-
-
-def visit_option(translator: Any, node: nodes.Element) -> None:
-    translator.body.append(translator.starttag(node, "details", name=node["group"]))
-
-
-def depart_option(translator: Any, node: nodes.Element) -> None:
-    translator.body.append("</details>\n")
-
-
-def visit_choice(translator: Any, node: nodes.Element) -> None:
-    translator.body.append(translator.starttag(node, "summary", ""))
-
-
-def depart_choice(translator: Any, node: nodes.Element) -> None:
-    translator.body.append("</summary>\n")
-
-
-def setup(app: Sphinx) -> dict[str, Any]:
-    """Add the directive and how its nodes are written."""
-    app.add_directive("quiz", Quiz)
-    for node, visitors in (
-        (quiz_option, (visit_option, depart_option)),
-        (quiz_choice, (visit_choice, depart_choice)),
-    ):
-        app.add_node(node, html=visitors, singlehtml=visitors)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
