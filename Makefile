@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.advlib-$(if $(LOCKED),locked,installed)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BROWSER := $(shell command -v chromium || command -v google-chrome)
-BENCH := .venv-bench
+BENCH ?= .venv-bench
 # begun first, so that no core is idle at the end
-LONGEST := $(patsubst %,tests/test_%.py,trained jupyterlab book lab coursework distributed)
+LONGEST := $(patsubst %,tests/test_%.py,trained jupyterlab book lab coursework examples)
 
 .PHONY: help book test lint networks results slow bench chromium lock lab coursework exercises pdf clean
 
@@ -39,7 +39,7 @@ book: $(STAMP) ## execute what has not been executed, and build the site into _b
 	@echo "== book: execute what has not been executed, and write the pages (any warning is an error)"
 	@rm -rf _build/html _build/.doctrees _build/jupyter_execute
 	$(BIN)/jupyter-book build . -n -W --keep-going
-	@echo "== book: check the pages for tracebacks, broken links and undescribed pictures"
+	@echo "== book: check the pages for tracebacks and broken links"
 	$(BIN)/python book/_ext/check_html.py _build/html
 	@echo "== book: done, open _build/html/index.html"
 
@@ -62,7 +62,7 @@ lint: $(STAMP) ## ruff, mypy and spelling
 	@echo "== lint: spelling"
 	$(BIN)/codespell
 
-networks: $(STAMP) ## train the networks that ship with advlib again, into advlib/trained
+networks: $(STAMP) ## train the networks that ship with advlib again, into advlib/book/trained
 	@echo "== networks: train them all by their recipes, and say what changed"
 	$(BIN)/python -m advlib networks
 
@@ -84,15 +84,12 @@ $(BENCH)/.advlib-installed: pyproject.toml
 slow: $(BENCH)/.advlib-installed ## tests that take minutes: other libraries as oracles, thousands of proofs
 	$(BENCH)/bin/python -m pytest tests/test_slow.py -m slow
 
-bench: $(BENCH)/.advlib-installed ## compare with four attack libraries and measure, into benchmarks/results (hours)
+bench: $(BENCH)/.advlib-installed $(STAMP) ## compare with six attack libraries and measure, into benchmarks/results (hours)
 	$(BENCH)/bin/python -m benchmarks peers
-	$(BENCH)/bin/python -m benchmarks peers --layout channels-last --batch-sizes 100 500 --accuracy-rounds 0
 	$(BENCH)/bin/python -m benchmarks autoattack
+	$(BENCH)/bin/python -m benchmarks parts
 	$(BENCH)/bin/python -m benchmarks training
-	$(BENCH)/bin/python -m benchmarks scaling
-	$(BENCH)/bin/python -m benchmarks costs
-	$(BENCH)/bin/python -m benchmarks distributed
-	$(BENCH)/bin/python -m tools.readme_table
+	$(BIN)/python -m tools.readme_table
 
 # Asks the network for nothing if there is a browser; tests/browser.py knows where Playwright's is.
 chromium: $(if $(BROWSER),,$(STAMP)) ## install the browser that the tests of pages need, if there is none

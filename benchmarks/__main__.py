@@ -1,4 +1,4 @@
-"""`python -m benchmarks peers`, `autoattack`, `training` and so on, into benchmarks/results."""
+"""`python -m benchmarks peers`, `autoattack`, `parts` and so on, into benchmarks/results."""
 
 import argparse
 import subprocess
@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from advlib import pick_device
-from benchmarks import build, common, costs, distributed, peers, scaling, training
+from benchmarks import build, common, parts, peers, training
 
 
 def main() -> None:
@@ -18,61 +18,46 @@ def main() -> None:
         "--rounds", type=int, default=common.ROUNDS, help="how often each thing is timed"
     )
     what = parser.add_subparsers(dest="what", required=True)
-    against = what.add_parser("peers", help="BIM against four other libraries (make bench)")
-    against.add_argument("--batch-sizes", type=int, nargs="*", default=[100, 500, 5000])
+    against = what.add_parser("peers", help="BIM against six other libraries (make bench)")
+    against.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 500, 5000])
+    against.add_argument("--images", type=int, default=1000, help="whose accuracy is taken")
     against.add_argument(
         "--layout",
         choices=list(peers.LAYOUTS),
         default="default",
-        help="how the network's weights lie when the libraries get it: as torch makes them, or "
-        "as digit_net does",
+        help="how the network's weights lie: as torch makes them, or channels last",
     )
-    against.add_argument(
-        "--accuracy-rounds",
-        type=int,
-        default=3,
-        help="rounds of the robust accuracy of the whole test set, which takes minutes; 0 for none",
-    )
-    epochs = what.add_parser("training", help="cost of an epoch, and of robustness")
-    epochs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     strong = what.add_parser("autoattack", help="AutoAttack against torchattacks'")
-    strong.add_argument("--images", type=int, default=200)
-    strong.add_argument("--repeats", type=int, default=3)
-    what.add_parser("scaling", help="time and memory as the work grows")
-    what.add_parser("costs", help="operations, memory and communication of training")
-    what.add_parser("distributed", help="what two processes make of one machine")
+    strong.add_argument("--images", type=int, default=30)
+    part = what.add_parser("parts", help="what each part of the speed is worth")
+    part.add_argument("--images", type=int, default=500)
+    part.add_argument("--steps", type=int, nargs="*", default=[100, 1000], help="of long attacks")
+    epochs = what.add_parser("training", help="what robustness costs, by recipe")
+    epochs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     what.add_parser("build", help="the book and its tests, cold (on the CPU, up to two hours)")
     what.add_parser("install", help="install the libraries to compare with, one by one")
     options = parser.parse_args()
     if options.what == "install":
-        install()
-        return
+        return install()
     if options.what == "build":
-        build.main()
-        return
-    device = pick_device(options.device)
+        return build.main()
+    device, rounds = pick_device(options.device), options.rounds
     if options.what == "peers":
-        peers.main(
-            device, options.rounds, options.batch_sizes, options.layout, options.accuracy_rounds
-        )
-    elif options.what == "training":
-        training.main(device, options.rounds, options.seeds)
+        peers.main(device, rounds, options.batch_sizes, options.layout, options.images)
     elif options.what == "autoattack":
-        peers.autoattack(device, options.images, options.repeats)
-    elif options.what == "scaling":
-        scaling.main(device, options.rounds)
-    elif options.what == "costs":
-        costs.main(device, options.rounds)
+        peers.autoattack(device, rounds, options.images)
+    elif options.what == "parts":
+        parts.main(device, rounds, options.images, options.steps)
     else:
-        distributed.main(device, options.rounds)
+        training.main(device, options.seeds)
 
 
 def install() -> None:
     """Install each peer that pyproject.toml names; one that fails is reported and left out."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     for peer in project["project"]["optional-dependencies"]["bench"]:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", peer]
-        if subprocess.run(command).returncode:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation"]
+        if subprocess.run([*command, peer]).returncode:
             print(f"not installed: {peer}")
 
 

@@ -4,68 +4,66 @@ It is asked over its standard input and answers over its standard output. Nothin
 imported here unless advlib is the library: what advlib does to its process helps no other.
 """
 
-import ctypes
+import importlib
 import os
 import pickle
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import code_lines, timed
+
 OURS = "advlib"
+PACKAGES = {"art": "adversarial-robustness-toolbox"}  # on the index, if called otherwise there
+MODULES = {"secml-torch": "secmlt"}
+ALPHA = 0.1  # of eps
 Attack = Callable[[Tensor, Tensor], Tensor]
 
 
-def advlib(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """advlib's BIM."""
+def advlib(model: nn.Module, eps: float, steps: int) -> Attack:
+    """bim."""
     from advlib import bim
 
-    return lambda x, y: bim(model, x, y, eps=eps, alpha=eps / 10, steps=steps)
+    return partial(bim, model, eps=eps, alpha=ALPHA * eps, steps=steps)
 
 
-def torchattacks(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """torchattacks' BIM."""
+def torchattacks(model: nn.Module, eps: float, steps: int) -> Attack:
+    """BIM."""
     import torchattacks
 
-    return torchattacks.BIM(model, eps=eps, alpha=eps / 10, steps=steps)
+    return torchattacks.BIM(model, eps=eps, alpha=ALPHA * eps, steps=steps)
 
 
-def foolbox(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """Foolbox's BIM."""
+def foolbox(model: nn.Module, eps: float, steps: int) -> Attack:
+    """LinfBasicIterativeAttack."""
     import foolbox
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
     attack = foolbox.attacks.LinfBasicIterativeAttack(
-        abs_stepsize=eps / 10, steps=steps, random_start=False
+        abs_stepsize=ALPHA * eps, steps=steps, random_start=False
     )
     return lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps)
 
 
-def cleverhans(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """CleverHans' PGD without a random start, which is BIM."""
-    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
+def cleverhans(model: nn.Module, eps: float, steps: int) -> Attack:
+    """projected_gradient_descent without a random start."""
+    from cleverhans.torch.attacks import projected_gradient_descent as pgd
 
-    return lambda x, y: projected_gradient_descent(
-        model,
-        x,
-        eps,
-        eps / 10,
-        steps,
-        float("inf"),
-        clip_min=0.0,
-        clip_max=1.0,
-        y=y,
-        rand_init=False,
-        sanity_checks=False,
-    ).detach()
+    ball: dict[str, Any] = {"norm": float("inf"), "clip_min": 0.0, "clip_max": 1.0}
+    ball |= {"eps": eps, "eps_iter": ALPHA * eps, "nb_iter": steps}
+    attack = partial(pgd.projected_gradient_descent, model, **ball, rand_init=False)
+    return lambda x, y: attack(x, y=y, sanity_checks=False).detach()
 
 
-def art(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
-    """ART's BIM, which takes and returns NumPy arrays; moving them is part of its work."""
+def art(model: nn.Module, eps: float, steps: int) -> Attack:
+    """BasicIterativeMethod, from and to NumPy arrays."""
     from art.attacks.evasion import BasicIterativeMethod
     from art.estimators.classification import PyTorchClassifier
 
@@ -78,22 +76,41 @@ def art(model: nn.Module, batch_size: int, eps: float, steps: int) -> Attack:
         clip_values=(0.0, 1.0),
         device_type="gpu" if device.type == "cuda" else "cpu",
     )
-    attack = BasicIterativeMethod(
-        classifier, eps, eps / 10, steps, batch_size=batch_size, verbose=False
-    )
 
     def run(x: Tensor, y: Tensor) -> Tensor:
+        attack = BasicIterativeMethod(
+            classifier, eps, ALPHA * eps, steps, batch_size=len(x), verbose=False
+        )
         return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(device)
 
     return run
 
 
-LIBRARIES = {
+def adv_lib(model: nn.Module, eps: float, steps: int) -> Attack:
+    """pgd_linf without a random start; an image that no step breaks comes back as it was."""
+    from adv_lib.attacks import pgd_linf
+
+    step = {"steps": steps, "absolute_step_size": ALPHA * eps, "random_init": False}
+    return lambda x, y: pgd_linf(model, x, y, eps, **step)
+
+
+def secml_torch(model: nn.Module, eps: float, steps: int) -> Attack:
+    """PGD, native, without a random start; gives each image's step of largest loss."""
+    from secmlt.adv.evasion.pgd import PGD
+
+    ball = {"perturbation_model": "linf", "epsilon": eps, "random_start": False}
+    attack = PGD(**ball, num_steps=steps, step_size=ALPHA * eps, backend="native")
+    return lambda x, y: next(attack(model, [(x, y)], stream=True))[0].detach()
+
+
+LIBRARIES: dict[str, Callable[[nn.Module, float, int], Attack]] = {
     OURS: advlib,
-    "torchattacks": torchattacks,
-    "foolbox": foolbox,
-    "cleverhans": cleverhans,
+    "adv_lib": adv_lib,
     "art": art,
+    "cleverhans": cleverhans,
+    "foolbox": foolbox,
+    "secml-torch": secml_torch,
+    "torchattacks": torchattacks,
 }
 
 
@@ -102,61 +119,86 @@ class Worker:
 
     def start(self, library: str, files: str, device: str) -> None:
         """Load networks and images, and make the library do a little of everything once."""
-        self.library = library
-        self.device = torch.device(device)
+        self.library, self.device = library, torch.device(device)
         saved = torch.load(files, weights_only=False, map_location=self.device)
         self.nets, self.x, self.y = saved["nets"], saved["x"], saved["y"]
         for name in self.nets:
             self.run(name, 2, 0.1, 1)
-        forget_peak(self.device)
-        self.memory_before = memory(self.device)
 
-    def run(self, net: str, batch_size: int, eps: float, steps: int) -> tuple[float, Tensor]:
-        """Attack the first `batch_size` images; give the time and the result."""
-        attack = LIBRARIES[self.library](self.nets[net], batch_size, eps, steps)
-        x, y = self.x[:batch_size], self.y[:batch_size]
-        return timed(lambda: attack(x, y), self.device)
+    def attack(self, net: str, eps: float, steps: int) -> Attack:
+        """Return the library's BIM on a network."""
+        return LIBRARIES[self.library](self.nets[net], eps, steps)
 
-    def peak_megabytes(self, net: str, batch_size: int) -> float:
-        """Memory that one attack takes at its peak, beyond networks, images and library."""
-        forget_peak(self.device)
-        self.run(net, batch_size, 0.1, 2)  # more steps take no more
-        return (memory(self.device, peak=True) - self.memory_before) / 2**20
+    def run(self, net: str, images: int, eps: float, steps: int) -> float:
+        """Time of an attack on the first images, in one batch."""
+        attack, x, y = self.attack(net, eps, steps), self.x[:images], self.y[:images]
+        return timed(lambda: attack(x, y), self.device)[0]
+
+    def check(self, net: str, images: int, eps: float, steps: int) -> dict[str, float]:
+        """What that attack achieves, once it is known to stay inside ball and box.
+
+        `forward` is how often it sends an image through the network.
+        """
+        model, x, y = self.nets[net], self.x[:images], self.y[:images]
+        sent: list[int] = []
+        handle = model[0].register_forward_hook(lambda _, given, out: sent.append(len(out)))
+        x_adv = self.attack(net, eps, steps)(x, y)
+        handle.remove()
+        linf = (x_adv - x).abs().max().item()
+        assert x_adv.shape == x.shape, x_adv.shape
+        assert linf <= eps + 1e-6, f"outside the ball: {linf}"
+        assert torch.equal(x_adv, x_adv.clamp(0, 1)), "outside the box"
+        right = accuracy_under(lambda x, y: x, model, x_adv, y, 100)
+        return {"robust_accuracy": right, "linf": linf, "forward": sum(sent) / images}
+
+    def about(self) -> dict[str, Any]:
+        """The library's version, which attack it is, and its lines: in all, and those of the files
+        that an attack runs through.
+        """
+        module = importlib.import_module(MODULES.get(self.library, self.library))
+        folder = Path(str(module.__file__)).parent
+        seen: set[str] = set()
+
+        def note(frame: FrameType, event: str, argument: object) -> None:
+            seen.add(frame.f_code.co_filename)
+
+        attack = self.attack("standard", 0.1, 2)
+        sys.setprofile(note)
+        attack(self.x[:2], self.y[:2])
+        sys.setprofile(None)
+        used = [path for path in map(Path, seen) if folder in path.parents]
+        every = [
+            path
+            for path in folder.rglob("*.py")
+            if not {"book", "tests"} & {*path.relative_to(folder).parts}
+        ]
+        return {
+            "version": version(PACKAGES.get(self.library, self.library)),
+            "attack": str(LIBRARIES[self.library].__doc__).removesuffix("."),
+            "lines": sum(map(code_lines, every)),
+            "attack_files": len(used),
+            "attack_lines": sum(map(code_lines, used)),
+        }
 
     def robust_accuracy(
-        self, net: str, batch_size: int, eps: float, steps: int
+        self, net: str, images: int, batch_size: int, eps: float, steps: int
     ) -> tuple[float, float]:
-        """Accuracy of all images under attack, and the time; advlib stops at success."""
-        model = self.nets[net]
+        """Time and accuracy of the first images under attack; advlib's stops at success."""
+        model, attack = self.nets[net], self.attack(net, eps, steps)
+        x, y = self.x[:images], self.y[:images]
+        if self.library == OURS:
+            from advlib import Batches, accuracy, bim
 
-        def count() -> float:
-            if self.library == OURS:
-                from functools import partial
-
-                from advlib import Batches, accuracy, bim
-
-                early = partial(bim, eps=eps, alpha=eps / 10, steps=steps, early_exit=True)
-                batches = Batches(self.x, self.y, batch_size=batch_size)
-                return accuracy(model, batches, attack=early)
-            attack = LIBRARIES[self.library](model, batch_size, eps, steps)
-            pairs = zip(self.x.split(batch_size), self.y.split(batch_size), strict=True)
-            with torch.no_grad():
-                hits = []
-                for x, y in pairs:
-                    with torch.enable_grad():
-                        x_adv = attack(x, y)
-                    hits.append(model(x_adv).argmax(1) == y)
-            return torch.cat(hits).float().mean().item()
-
-        return timed(count, self.device)
+            early = partial(bim, eps=eps, alpha=ALPHA * eps, steps=steps, early_exit=True)
+            batches = Batches(x, y, batch_size=batch_size)
+            return timed(partial(accuracy, model, batches, attack=early), self.device)
+        return timed(lambda: accuracy_under(attack, model, x, y, batch_size), self.device)
 
     def autoattack(self, net: str, images: int, eps: float) -> tuple[float, float]:
-        """Accuracy of the first images under AutoAttack, and the time; 100 images at a time."""
+        """Time and accuracy of the first images under AutoAttack; 100 images at a time."""
         model, x, y = self.nets[net], self.x[:images], self.y[:images]
-        attack: Any
+        attack: Attack
         if self.library == OURS:
-            from functools import partial
-
             from advlib import autoattack
 
             attack = partial(autoattack, model, eps=eps)
@@ -164,52 +206,20 @@ class Worker:
             from torchattacks import AutoAttack
 
             attack = AutoAttack(model, norm="Linf", eps=eps, n_classes=10, seed=0)
-
-        def count() -> float:
-            parts = zip(x.split(100), y.split(100), strict=True)
-            hits = [model(attack(part, labels)).argmax(1) == labels for part, labels in parts]
-            return torch.cat(hits).float().mean().item()
-
-        return timed(count, self.device)
-
-    def matrix_product(self, device: str) -> float:
-        """Multiplications and additions a second of one large float32 matrix product."""
-        place = torch.device(device)
-        n = 8192 if place.type == "cuda" else 2048
-        a, b, out = (torch.rand(n, n, device=place) for _ in range(3))
-        return 2 * n**3 / min(timed(lambda: torch.mm(a, b, out=out), place)[0] for _ in range(5))
+        return timed(lambda: accuracy_under(attack, model, x, y, 100), self.device)
 
 
-def timed(task: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Time that one call of `task` takes, and what it gives."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    found = task()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began, found
-
-
-def forget_peak(device: torch.device) -> None:
-    """Let the peak of memory begin anew, with what is free given back."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory(device: torch.device, *, peak: bool = False) -> int:
-    """Bytes this process holds, on a GPU or (on Linux) in main memory; or held at its peak."""
-    if device.type == "cuda":
-        # reserved, not allocated: what a recorded graph works in counts as free between replays
-        count = torch.cuda.max_memory_reserved if peak else torch.cuda.memory_reserved
-        return count(device)
-    name = "VmHWM:" if peak else "VmRSS:"
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+def accuracy_under(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, batch_size: int
+) -> float:
+    """Accuracy under attack, batch by batch."""
+    with torch.no_grad():
+        hits = []
+        for part, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            with torch.enable_grad():
+                x_adv = attack(part, labels)
+            hits.append(model(x_adv).argmax(1) == labels)
+    return torch.cat(hits).float().mean().item()
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from advlib.recipes import reports_table, results_table
+from advlib.book.recipes import reports_table, results_table
 from benchmarks.peers import speed_table
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from plain_markdown import minutes  # noqa: E402
+from execution import minutes  # noqa: E402
 
 
 def main() -> None:
@@ -29,14 +29,12 @@ def main() -> None:
 
 def tables() -> dict[str, str]:
     """Each table, and the sentence on building, under the name of its markers."""
-    found = {
+    return {
         "results": results_table(_read("book/results.json")),
         "reports": reports_table(_read("book/reports.json")),
-        "speed": speed_table(_read("benchmarks/results/peers-cpu.json")),
+        "speed": speed_table(_read("benchmarks/results/peers.json")),
+        "build": build_sentence(_read("benchmarks/results/build.json")),
     }
-    if (ROOT / "benchmarks/results/build.json").exists():  # `python -m benchmarks build`
-        found["build"] = build_sentence(_read("benchmarks/results/build.json"))
-    return found
 
 
 def build_sentence(found: Any) -> str:
