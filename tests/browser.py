@@ -21,7 +21,7 @@ def find_chromium() -> str | None:
 CHROMIUM = find_chromium()
 
 
-def need(what: object, reason: str) -> None:
+def need(what: object, reason: str):
     """Skip this test without `what`; fail it where ADVLIB_REQUIRE_BROWSER=1 promises it, as CI."""
     if not what:
         (pytest.fail if os.environ.get("ADVLIB_REQUIRE_BROWSER") == "1" else pytest.skip)(reason)

@@ -1,11 +1,10 @@
 """Small models with known behaviour, and the one check of what a call must leave as it was."""
 
+import math
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported, here and in child processes
 
@@ -13,31 +12,23 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from torch import Tensor, nn
+from torch import nn
 
 settings.register_profile("advlib", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("advlib")
+torch.set_num_threads(1)
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)
-def own_monitors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No say from outside about monitors."""
+def alone(monkeypatch):
+    """No say from outside about monitors or about what is drawn."""
     monkeypatch.delenv("ADVLIB_MONITOR", raising=False)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def unlikely_rng() -> None:
     set_unlikely_rng()
 
 
-def set_unlikely_rng() -> None:
+def set_unlikely_rng():
     """Global random states that no reseeding by mistake arrives at."""
     random.seed(90210)
     np.random.seed(90211)  # noqa: NPY002
@@ -45,14 +36,26 @@ def set_unlikely_rng() -> None:
 
 
 @pytest.fixture(scope="session")
-def processes() -> Any:
+def processes():
     """Starts processes that have imported what takes time, torch._dynamo for optimizers."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["advlib.recipes", "hypothesis", "pytest", "torch._dynamo"])
+    context.set_forkserver_preload(["advlib.book.recipes", "hypothesis", "pytest", "torch._dynamo"])
     return context
 
 
-def linear(weight: Any, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+@pytest.fixture(scope="module")
+def browser():
+    from browser import chromium  # which most tests do without
+
+    with chromium() as browser:
+        yield browser
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def linear(weight, dtype=torch.float32):
     """Logits `weight @ pixels`: every gradient and worst case is known in closed form."""
     weight = torch.as_tensor(weight, dtype=dtype)
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
@@ -60,59 +63,55 @@ def linear(weight: Any, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def small_net(channels: int = 1, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+def small_net(channels=1, dtype=torch.float32):
     """A smooth network for 4x4 images, three classes; in training mode its BatchNorm is frozen.
 
     Training mode would show: the other BatchNorm and the dropout change what it computes.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(channels, 6, 3, padding=1),
-            nn.BatchNorm2d(6),
-            nn.Tanh(),
-            nn.Conv2d(6, 6, 3),
-            nn.BatchNorm2d(6),
-            nn.Tanh(),
-            nn.Dropout(0.5),
-            nn.Flatten(),
-            nn.Linear(24, 3),
-        ).to(dtype)
+        before = [nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Tanh()]
+        after = [nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5), nn.Flatten()]
+        net = nn.Sequential(*before, *after, nn.Linear(24, 3)).to(dtype)
     net[1].running_mean.fill_(0.1)
     net[1].eval()  # frozen by its owner
     return net
 
 
-def images(n: int = 8, channels: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+def images(n=8, channels=1, dtype=torch.float32):
     """Images (n, channels, 4, 4) in [0, 1], some pixels exactly black, some exactly white."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(n, channels, 4, 4, generator=generator, dtype=torch.float64)
+    x = torch.rand(n, channels, 4, 4, generator=seeded(1), dtype=torch.float64)
     return (x * 1.4 - 0.2).clamp(0, 1).to(dtype)
 
 
-def labels(n: int = 8, classes: int = 3) -> Tensor:
+def labels(n=8, classes=3):
     return torch.arange(n) % classes
 
 
-def global_rng() -> list[Any]:
+def global_rng():
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
     return [random.getstate(), kind, keys.tobytes(), rest, *map(in_bytes, states)]
 
 
-def in_bytes(tensor: Tensor) -> bytes:
+def in_bytes(tensor):
     return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Flags, weights, buffers, parameter gradients and global RNG must end as they began."""
+def untouched(model):
+    """What belongs to the model, the global RNG and torch's modes must end as they began."""
 
-    def state() -> tuple[Any, ...]:
+    def state():
         flags = [module.training for module in model.modules()]
         tensors = [in_bytes(tensor) for tensor in model.state_dict().values()]
         grads = [None if p.grad is None else in_bytes(p.grad) for p in model.parameters()]
-        return flags, tensors, grads, global_rng()
+        held = [sorted(vars(module)) for module in model.modules()]  # a forward of its own, say
+        hooks = [len(h) for m in model.modules() for k, h in vars(m).items() if k.endswith("hooks")]
+        trained = [p.requires_grad for p in model.parameters()]
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()
+        return flags, tensors, grads, global_rng(), held, hooks, trained, modes, autocast
 
     before = state()
     try:
@@ -121,7 +120,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         assert state() == before
 
 
-def equal(a: nn.Module, b: nn.Module) -> bool:
+def equal(a, b):
     """Whether two networks of one architecture have the same weights, to the bit."""
     return all(torch.equal(p, b.state_dict()[name]) for name, p in a.state_dict().items())
 
@@ -130,15 +129,37 @@ class Breakdown(Exception):
     """Raised by models and attacks that are made to fail."""
 
 
-class FailsAfter(nn.Module):
-    """Works like `model` for some calls, then raises."""
+class Spy(nn.Module):
+    """Keeps what `model` is asked about, and how often for a gradient; breaks after some calls."""
 
-    def __init__(self, model: nn.Module, calls: int) -> None:
+    def __init__(self, model, calls=math.inf):
         super().__init__()
-        self.model, self.calls = model, calls
+        self.model, self.calls, self.seen, self.gradients = model, calls, [], 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         self.calls -= 1
         if self.calls < 0:
             raise Breakdown
+        self.seen.append(x.detach().clone())
+        self.gradients += x.requires_grad
         return self.model(x)
+
+
+FailsAfter = Spy
+
+
+class Notes:
+    """A monitor that notes what it is told, and asks to stop after some iterations."""
+
+    def __init__(self, stop_after=None):
+        self.stop_requested, self.stop_after, self.losses = False, stop_after, []
+
+    def start(self, *given):
+        self.given, self.stop_requested = given, self.stop_after == 0
+
+    def step(self, loss):
+        self.losses.append(loss.item())
+        self.stop_requested = len(self.losses) == self.stop_after
+
+    def finish(self, history):
+        self.history = history

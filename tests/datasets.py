@@ -14,32 +14,33 @@ from pathlib import Path
 import numpy as np
 from torchvision import datasets
 
+PARTS = ("train", "t10k")
+IDX = [f"{part}-{kind}-ubyte" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
 
 def pixels(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
 
 
 def write_idx(folder, monkeypatch, cls):
     """Write four idx files, packed and extracted, and make torchvision expect their MD5."""
     folder = folder / cls.__name__ / "raw"
     folder.mkdir(parents=True)
-    checksums, written = [], {}
-    for part, n in (("train", 12), ("t10k", 7)):
-        labels = np.arange(n, dtype=np.uint8) % 10
-        arrays = {"images-idx3": pixels(n, 28, 28), "labels-idx1": labels}
-        for kind, array in arrays.items():
-            header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
-            name = f"{part}-{kind}-ubyte"
-            packed = gzip.compress(header + array.tobytes(), mtime=0)
-            (folder / name).write_bytes(header + array.tobytes())
-            (folder / f"{name}.gz").write_bytes(packed)
-            checksums.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-            written[part, kind] = array
+    sets = [(pixels(n, 28, 28), np.arange(n, dtype=np.uint8) % 10) for n in (12, 7)]
+    checksums = []
+    for name, array in zip(IDX, [array for pair in sets for array in pair], strict=True):
+        header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+        packed = gzip.compress(header + array.tobytes(), mtime=0)
+        (folder / name).write_bytes(header + array.tobytes())
+        (folder / f"{name}.gz").write_bytes(packed)
+        checksums.append((f"{name}.gz", md5(packed)))
     monkeypatch.setattr(cls, "resources", checksums)
-    return [
-        (written[part, "images-idx3"][:, None], written[part, "labels-idx1"])
-        for part in ("train", "t10k")
-    ]
+    return [(images[:, None], labels) for images, labels in sets]
 
 
 def write_cifar(folder, monkeypatch, cls):
@@ -50,17 +51,12 @@ def write_cifar(folder, monkeypatch, cls):
     def write(name, content):
         packed = pickle.dumps(content, protocol=2)
         (folder / name).write_bytes(packed)
-        return hashlib.md5(packed).hexdigest()
+        return [name, md5(packed)]
 
     rows, y = pixels(18, 3072), np.arange(18) % 10
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    checksums = []
-    for i, name in enumerate(names):
-        part = slice(3 * i, 3 * i + 3)
-        digest = write(name, {"data": rows[part], "labels": y[part].tolist()})
-        checksums.append([name, digest])
-    classes = [f"class {i}" for i in range(10)]
-    digest = write("batches.meta", {"label_names": classes})
+    parts = zip(BATCHES, rows.reshape(6, 3, -1), y.reshape(6, 3).tolist(), strict=True)
+    checksums = [write(name, {"data": data, "labels": labels}) for name, data, labels in parts]
+    _, digest = write("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
     monkeypatch.setattr(cls, "train_list", checksums[:5])
     monkeypatch.setattr(cls, "test_list", checksums[5:])
     monkeypatch.setattr(cls, "meta", cls.meta | {"md5": digest})
@@ -68,18 +64,11 @@ def write_cifar(folder, monkeypatch, cls):
     return [(images[:15], y[:15]), (images[15:], y[15:])]
 
 
-SETS = {
-    "mnist": (datasets.MNIST, write_idx),
-    "fashion-mnist": (datasets.FashionMNIST, write_idx),
-    "cifar10": (datasets.CIFAR10, write_cifar),
-}
-IDX = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+SETS = {"mnist": (datasets.MNIST, write_idx), "fashion-mnist": (datasets.FashionMNIST, write_idx)}
+SETS["cifar10"] = (datasets.CIFAR10, write_cifar)
 IDX_FILES = [name + end for name in IDX for end in ("", ".gz")]
-CIFAR_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
-FILES = [
-    *((name, file) for name in ("mnist", "fashion-mnist") for file in IDX_FILES),
-    *(("cifar10", file) for file in CIFAR_FILES),
-]
+FILES = [(name, file) for name in ("mnist", "fashion-mnist") for file in IDX_FILES]
+FILES += [("cifar10", file) for file in [*BATCHES, "batches.meta"]]
 
 
 def write(name, root, monkeypatch):
@@ -87,14 +76,10 @@ def write(name, root, monkeypatch):
     return writer(root, monkeypatch, cls)
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @contextmanager
 def serving(folder):
-    handler = partial(Quiet, directory=str(folder))
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": print})
+    handler = partial(handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=partial(server.serve_forever, 0.01), daemon=True).start()
         yield server.server_port
@@ -114,6 +99,5 @@ def archives(made, monkeypatch):
     for path in made.rglob("*.gz"):
         shutil.copy(path, served)
     archive = shutil.make_archive(str(served / "cifar"), "gztar", made)
-    digest = hashlib.md5(Path(archive).read_bytes()).hexdigest()
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", digest)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(Path(archive).read_bytes()))
     return served

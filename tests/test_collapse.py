@@ -1,141 +1,102 @@
 """The watch for catastrophic overfitting, and how fit stops and gives back the best network."""
 
 import warnings
+from contextlib import suppress
 from functools import partial
 
 import pytest
 import torch
-from conftest import images, labels, small_net, untouched
+from conftest import images, labels, seeded, small_net, untouched
 
-from advlib import Batches, accuracy, fgsm, fit, pgd
+from advlib import Batches, accuracy, fgsm, fit, pgd, seed_everything
 from advlib.collapse import fgsm_against_pgd, has_collapsed
-from advlib.runtime import default_generator
 
 X, Y = images(40), labels(40)
-
-
-def metrics(fgsm_values, pgd_values):
-    return {"fgsm": fgsm_values, "pgd": pgd_values}
+NAN = float("nan")
 
 
 def test_both_accuracies_are_those_of_the_attacks_and_repeat():
     net = small_net().eval()
-    generator = torch.Generator().manual_seed(0)
-    many = partial(pgd, eps=0.2, alpha=0.05, steps=10, generator=generator)
-    before = default_generator.get_state()
-    with untouched(net):
-        found = fgsm_against_pgd(net, x=X, y=Y, eps=0.2)
-    assert torch.equal(default_generator.get_state(), before)  # training's own draws stay the same
+    many = partial(pgd, eps=0.2, alpha=0.05, steps=10, generator=seeded())
+    drawn = []
+    for _ in range(2):
+        drawn.append(fgsm(net, X, Y, eps=0.2, random_start=True))
+        seed_everything(0)
+        with untouched(net):
+            found = fgsm_against_pgd(net, x=X, y=Y, eps=0.2)
+    seed_everything(0)
+    drawn.append(fgsm(net, X, Y, eps=0.2, random_start=True))
+    assert torch.equal(*drawn[1:])  # training's own draws stay the same
     assert found == fgsm_against_pgd(net, x=X, y=Y, eps=0.2)
     assert found["fgsm"] == accuracy(net, Batches(X, Y), attack=partial(fgsm, eps=0.2))
     assert found["pgd"] == accuracy(net, Batches(X, Y), attack=many)
 
 
 @pytest.mark.parametrize(
-    "healthy",
+    ("one", "many", "collapsed"),
     [
-        metrics([0.5], [0.4]),
-        metrics([0.5, 0.6, 0.7], [0.4, 0.5, 0.6]),
-        metrics([0.7, 0.7], [0.6, 0.45]),  # a small fall
-        metrics([0.7, 0.3], [0.6, 0.3]),  # both fell: training diverged, FGSM is not fooled
-        metrics([0.9, 0.9], [0.3, 0.3]),  # far apart from the start, but nothing fell
+        ([0.5], [0.4], False),
+        ([0.5, 0.6, 0.7], [0.4, 0.5, 0.6], False),
+        ([0.7, 0.7], [0.6, 0.45], False),  # a small fall
+        ([0.7, 0.3], [0.6, 0.3], False),  # both fell: training diverged, FGSM is not fooled
+        ([0.9, 0.9], [0.3, 0.3], False),  # far apart from the start, but nothing fell
+        ([0.6, 0.7, 0.95], [0.5, 0.6, 0.12], True),
+        ([0.1, 0.6], [0.0, 0.05], True),  # PGD's never rose
+        ([0.1, 0.6], [0.0, 0.07], False),
+        ([0.1, 0.4], [0.0, 0.0], False),
     ],
 )
-def test_a_healthy_course_is_no_collapse(healthy):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not has_collapsed(healthy)
+def test_a_collapse_is_a_fall_under_pgd_or_no_rise_that_fgsm_does_not_see(one, many, collapsed):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert has_collapsed({"fgsm": one, "pgd": many}) == collapsed
+    assert len(seen) == collapsed
 
 
-def test_a_collapse_warns_with_the_numbers_and_asks_for_a_stop():
-    collapse = metrics([0.6, 0.7, 0.95], [0.5, 0.6, 0.12])
+def test_a_collapse_warns_with_the_numbers_also_where_it_should_not_stop():
+    collapse = {"fgsm": [0.6, 0.7, 0.95], "pgd": [0.5, 0.6, 0.12]}
     with pytest.warns(UserWarning, match=r"epoch 3: .* 0.12 \(at best 0.60\), under FGSM 0.95"):
-        assert has_collapsed(collapse)
-    with pytest.warns(UserWarning, match="catastrophic"):
         assert not has_collapsed(collapse, stop=False)
     assert not has_collapsed(collapse, fall=0.5)
 
 
-@pytest.mark.parametrize(
-    ("fgsm_value", "pgd_value", "collapsed"),
-    [(0.6, 0.05, True), (0.6, 0.07, False), (0.4, 0.0, False)],
-)
-def test_pgd_that_never_rose_is_a_collapse_too(fgsm_value, pgd_value, collapsed):
-    course = metrics([0.1, fgsm_value], [0.0, pgd_value])
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        assert has_collapsed(course) == collapsed
-    assert len(seen) == collapsed
-
-
-def course(values):
-    """An `evaluate` that reports these values, whatever the network does."""
-    rest = iter(values)
-    return lambda model: {"pgd": next(rest), "fgsm": 0.9}
-
-
-def states(epochs, **options):
-    """Weights after each epoch of a training, and the history and weights it ends with."""
-    net, seen = small_net(), []
+def train(reports, **options):
+    """The history of a training with these reports, whether it failed, and the epoch it is at."""
+    net, seen, rest = small_net(), [], iter(reports)
 
     def evaluate(model):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return options["evaluate"](model)
+        return next(rest)
 
-    history = fit(net, Batches(X, Y), epochs=epochs, lr=0.1, **(options | {"evaluate": evaluate}))
-    return seen, history, net.state_dict()
+    history = None
+    with suppress(StopIteration):
+        history = fit(net, Batches(X, Y), epochs=4, lr=0.1, evaluate=evaluate, **options)
+    at = [all(torch.equal(v, old[n]) for n, v in net.state_dict().items()) for old in seen]
+    return history, at.index(True) + 1
 
 
-def test_keep_best_ends_with_the_weights_of_the_first_best_epoch():
-    seen, history, last = states(4, evaluate=course([0.2, 0.6, 0.6, 0.1]), keep_best="pgd")
-    assert history.kept_epoch == 2
-    assert len(history.loss) == 4
-    assert not history.stopped
-    for name, value in last.items():
-        assert torch.equal(value, seen[1][name])
-    assert any(not torch.equal(last[name], seen[3][name]) for name in last)
+@pytest.mark.parametrize(
+    "values",
+    [[0.2, 0.6, 0.6, 0.1], [NAN, 0.5, None, NAN], [0.1, 0.4, 0.3]],
+    ids=["the first best", "of those reported", "also after an error"],
+)
+def test_keep_best_ends_with_the_weights_of_the_best_epoch(values):
+    reports = [{"clean": 1.0} if value is None else {"pgd": value} for value in values]
+    history, epoch = train(reports, keep_best="pgd")
+    assert epoch == 2
+    if len(values) == 4:
+        assert (history.kept_epoch, history.stopped, len(history.loss)) == (2, False, 4)
 
 
 def test_a_collapse_ends_training_and_gives_back_the_best():
-    values = [0.5, 0.6, 0.1, 0.9]
+    reports = [{"fgsm": 0.9, "pgd": value} for value in (0.5, 0.6, 0.1, 0.9)]
     with pytest.warns(UserWarning, match="catastrophic"):
-        seen, history, last = states(
-            4, evaluate=course(values), keep_best="pgd", stop_when=has_collapsed
-        )
-    assert history.stopped
-    assert history.metrics["pgd"] == values[:3]
-    assert history.kept_epoch == 2
-    assert all(torch.equal(last[name], seen[1][name]) for name in last)
-
-
-def test_keep_best_goes_by_the_epochs_that_report_the_metric():
-    values = [{"pgd": float("nan")}, {"pgd": 0.5}, {"clean": 1.0}, {"pgd": float("nan")}]
-    found = iter([*values, {"pgd": 0.4}])
-    seen, history, last = states(5, evaluate=lambda model: next(found), keep_best="pgd")
-    assert history.kept_epoch == 2
-    assert all(torch.equal(last[name], seen[1][name]) for name in last)
-
-
-def test_the_best_weights_survive_an_error():
-    net, values = small_net(), iter([0.5, 0.4])
-    kept = []
-
-    def evaluate(model):
-        kept.append({name: value.clone() for name, value in model.state_dict().items()})
-        return {"pgd": next(values)}
-
-    with pytest.raises(StopIteration):
-        fit(net, Batches(X, Y), epochs=3, lr=0.1, evaluate=evaluate, keep_best="pgd")
-    assert all(torch.equal(value, kept[0][name]) for name, value in net.state_dict().items())
+        history, epoch = train(reports, keep_best="pgd", stop_when=has_collapsed)
+    assert history.metrics["pgd"] == [0.5, 0.6, 0.1]
+    assert (history.stopped, history.kept_epoch, epoch) == (True, 2, 2)
 
 
 def test_a_stop_after_the_last_epoch_is_no_stop():
-    _, history, _ = states(2, evaluate=course([0.1, 0.2]), stop_when=lambda m: len(m["pgd"]) == 2)
-    assert not history.stopped
-    assert history.kept_epoch is None
-
-
-def test_a_metric_to_keep_by_that_evaluate_does_not_report_is_named():
-    options = {"evaluate": lambda model: {"pgd": 1.0}, "keep_best": "clean"}
-    with pytest.raises(ValueError, match=r"^keep_best"):
-        fit(small_net(), Batches(X, Y), epochs=1, lr=0.1, **options)
+    reports = [{"pgd": 0.1}] * 4
+    history, epoch = train(reports, stop_when=lambda metrics: len(metrics["pgd"]) == 4)
+    assert (history.stopped, history.kept_epoch, epoch) == (False, None, 4)

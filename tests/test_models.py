@@ -1,49 +1,33 @@
-"""The book's network and the normalisation layer."""
+"""The book's networks and the normalisation layer."""
 
 import math
 
 import pytest
 import torch
-from conftest import global_rng
+from conftest import global_rng, seeded
 from torch import nn
 
-from advlib import Normalize, digit_net, preact_resnet18
-from advlib.models import deep_net
+from advlib import Normalize, digit_net
+from advlib.book.parts import preact_resnet18
 
 
-def net(seed=0, **options):
-    return digit_net(generator=torch.Generator().manual_seed(seed), **options)
-
-
-def test_digit_net_is_the_sources_network_layer_by_layer():
-    layers = list(net())
-    kinds = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear]
-    assert [type(layer) for layer in layers] == kinds
-    shapes = [tuple(p.shape) for p in net().parameters()]
-    assert shapes == [(32, 1, 3, 3), (32,), (64, 32, 3, 3), (64,), (10, 64 * 14 * 14), (10,)]
-    assert net()(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+def test_digit_net_is_the_sources_network_and_gives_logits():
+    net, x = digit_net(generator=seeded()), torch.rand(20, 1, 28, 28)
+    shapes = [tuple(p.shape) for p in net.parameters() if p.ndim > 1]
+    assert shapes == [(32, 1, 3, 3), (64, 32, 3, 3), (10, 64 * 14 * 14)]
+    layers = [net.conv1, nn.ReLU(), net.conv2, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), net.linear]
+    torch.testing.assert_close(net(x), nn.Sequential(*layers)(x))
+    assert net(x).min() < 0  # no probabilities
 
 
 @pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 29, 2), (2, 2, 5)])
 def test_digit_net_fits_other_images(channels, size, classes):
-    model = net(channels=channels, size=size, classes=classes)
+    model = digit_net(channels=channels, size=size, classes=classes)
     assert model(torch.rand(2, channels, size, size)).shape == (2, classes)
 
 
-def deep():
-    return deep_net(generator=torch.Generator().manual_seed(0))
-
-
-def test_deep_net_has_four_convolutions_and_two_linear_layers():
-    shapes = [tuple(p.shape) for p in deep().parameters() if p.ndim > 1]
-    convolutions = [(16, 1, 3, 3), (16, 16, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3)]
-    assert shapes == [*convolutions, (128, 32 * 7 * 7), (10, 128)]
-    assert deep()(torch.rand(3, 1, 28, 28)).shape == (3, 10)
-
-
-@pytest.mark.parametrize("model", [net(), deep()])
-def test_weights_are_glorot_uniform_and_biases_zero(model):
-    for layer in (layer for layer in model if hasattr(layer, "weight")):
+def test_weights_are_glorot_uniform_and_biases_zero():
+    for layer in (layer for layer in digit_net(generator=seeded()) if hasattr(layer, "weight")):
         fans = layer.weight[0].numel() + len(layer.weight) * layer.weight[0, 0].numel()
         bound = math.sqrt(6 / fans)
         assert 0.97 * bound < layer.weight.abs().max() <= bound
@@ -51,36 +35,30 @@ def test_weights_are_glorot_uniform_and_biases_zero(model):
         assert not layer.bias.any()
 
 
-def test_outputs_are_logits_not_probabilities():
-    logits = net()(torch.rand(20, 1, 28, 28))
-    assert logits.min() < 0
-    assert (logits.sum(1) - 1).abs().min() > 1e-3
-
-
-def test_weights_come_from_the_generator_and_the_global_rng_stays():
+@pytest.mark.parametrize("build", [digit_net, preact_resnet18])
+def test_weights_come_from_the_generator_and_the_global_rng_stays(build):
     before = global_rng()
-    same, again, other = net(1), net(1), net(2)
-    default, next_default = digit_net(), digit_net()
+    nets = [build(generator=seeded(seed)) for seed in (1, 1, 2)] + [build(), build()]
+    one, same, other, default, next_default = (next(n.parameters()) for n in nets)
     assert global_rng() == before
-    assert torch.equal(same.linear.weight, again.linear.weight)
-    assert not torch.equal(same.linear.weight, other.linear.weight)
-    assert not torch.equal(default.linear.weight, next_default.linear.weight)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert not torch.equal(default, next_default)
 
 
 def test_preact_resnet18_is_the_usual_one():
-    net = preact_resnet18()
+    net = preact_resnet18(generator=seeded())
     assert sum(p.numel() for p in net.parameters()) == 11_172_170
-    x = torch.rand(2, 3, 32, 32)
-    assert net(x).shape == (2, 10)
-    assert preact_resnet18(classes=7, mean=[0.5], std=[0.5], width=4)(x[:, :1]).shape == (2, 7)
+    assert net[1].weight.std().item() == pytest.approx((2 / 27) ** 0.5, rel=0.1)  # He et al.
+    grey = preact_resnet18(classes=7, mean=[0.5], std=[0.5], width=4)
+    assert grey(torch.rand(2, 1, 32, 32)).shape == (2, 7)
 
 
 def test_preact_resnet18_adds_two_convolutions_to_each_shortcut():
     """One block against the formula of the paper, and the whole against its blocks."""
-    net = preact_resnet18(width=4, generator=torch.Generator().manual_seed(1)).eval()
+    net = preact_resnet18(width=4, generator=seeded(1)).eval()
     x = torch.rand(2, 3, 8, 8)
     normalize, conv, *blocks, norm, relu, _, _, linear = net
-    assert [type(b).__name__ for b in blocks] == ["_Block"] * 8
     out = conv(normalize(x))
     for block in blocks:
         active = block.norm1(out).clamp(min=0)
@@ -89,18 +67,6 @@ def test_preact_resnet18_adds_two_convolutions_to_each_shortcut():
     torch.testing.assert_close(linear(relu(norm(out)).mean((2, 3))), net(x))
     assert [b.shortcut is None for b in blocks] == [True, True, False, True] + [False, True] * 2
     assert out.shape == (2, 32, 1, 1)
-
-
-def test_preact_resnet18_draws_from_its_generator_only():
-    before = global_rng()
-    one, same, other = (
-        preact_resnet18(width=2, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-    )
-    assert global_rng() == before
-    for a, b in zip(one.parameters(), same.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(one[1].weight, other[1].weight)
-    assert one[1].weight.std().item() == pytest.approx((2 / 27) ** 0.5, rel=0.3)  # He et al.
 
 
 def test_normalize_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel():

@@ -13,87 +13,56 @@ from nbclient import NotebookClient
 from advlib import Batches, digit_net, fit
 from advlib.monitor import TerminalMonitor, progress
 
+LINE = r"epoch (\d) of 2, iteration (\d+) of 10, loss (\d\.\d{4}), \d+:\d\d elapsed, \d+:\d\d left"
 
-class Screen(io.StringIO):
-    def __init__(self, tty):
-        super().__init__()
-        self.isatty = lambda: tty
+
+def terminal(tty):
+    screen = io.StringIO()
+    screen.isatty = lambda: tty
+    monitor = TerminalMonitor(screen)
+    monitor.seconds_between_refreshes = 0
+    return monitor
 
 
 def train(monitor, act=lambda iteration: None):
     """Two epochs of five iterations; `act` is called after each."""
     count = iter(range(1, 11))
     attack = lambda model, x, y: act(next(count)) or x  # noqa: E731
-    batches = Batches(images(20), labels(20), batch_size=4)
-    return fit(
-        digit_net(size=4, classes=3), batches, epochs=2, lr=0.01, monitor=monitor, attack=attack
-    )
-
-
-LINE = r"epoch (\d) of 2, iteration (\d+) of 10, loss (\d\.\d{4}), \d+:\d\d elapsed, \d+:\d\d left"
+    net, batches = digit_net(size=4, classes=3), Batches(images(20), labels(20), batch_size=4)
+    return fit(net, batches, epochs=2, lr=0.01, monitor=monitor, attack=attack)
 
 
 def test_a_terminal_gets_one_line_rewritten_in_place_and_a_last_line_break():
-    screen = Screen(tty=True)
-    monitor = TerminalMonitor(screen)
-    monitor.seconds_between_refreshes = 0
+    monitor = terminal(tty=True)
     history = train(monitor)
-    text = screen.getvalue()
-    assert text.count("\n") == 1
-    assert text.endswith("\n")
-    states = text.rstrip("\n").split("\r\x1b[K")
-    assert states[0] == ""
-    found = [re.fullmatch(LINE, state).groups() for state in states[1:]]
-    assert [(int(epoch), int(i)) for epoch, i, _ in found[:10]] == [
-        (1 + (i - 1) // 5, i) for i in range(1, 11)
-    ]
+    first, *states, last = re.split("\r\x1b\\[K|\n", monitor.stream.getvalue())
+    assert first == last == ""
+    found = [re.fullmatch(LINE, state).groups() for state in states]
+    where = [(str(1 + (i - 1) // 5), str(i)) for i in range(1, 11)]
+    assert [(epoch, i) for epoch, i, _ in found[:10]] == where
     assert [float(loss) for _, _, loss in found[:10]] == pytest.approx(history.loss, abs=1e-4)
-    assert found[10] == found[9]  # the state that stays
+    assert found[10:] == found[9:10]  # the state that stays
 
 
-def test_a_log_file_gets_the_last_line_only():
-    screen = Screen(tty=False)
-    monitor = TerminalMonitor(screen)
-    monitor.seconds_between_refreshes = 0
-    train(monitor)
-    assert re.fullmatch(LINE + "\n", screen.getvalue())
-
-
-def test_the_line_says_when_training_was_stopped_and_where():
-    screen = Screen(tty=False)
-    monitor = TerminalMonitor(screen)
+def test_a_log_file_gets_the_last_line_only_which_says_where_training_was_stopped():
+    monitor = terminal(tty=False)
     history = train(monitor, lambda iteration: setattr(monitor, "stop_requested", iteration == 5))
     assert len(history.loss) == 5
-    assert "epoch 1 of 2, iteration 5 of 10" in screen.getvalue()
-    assert screen.getvalue().endswith("left, stopped\n")
+    assert re.fullmatch(LINE + ", stopped\n", monitor.stream.getvalue()).groups()[:2] == ("1", "5")
+    assert not train(monitor).stopped  # it can be used again
 
 
 def test_remaining_time_is_in_proportion(monkeypatch):
-    monitor, now = TerminalMonitor(Screen(tty=True)), [100.0]
+    monitor, now = terminal(tty=True), [100.0]
     monkeypatch.setattr("advlib.monitor.time.monotonic", lambda: now[0])
     monitor.start(10, 10)
     assert "epoch 1 of 10, iteration 0 of 100, loss -" in monitor.line()
     for _ in range(20):
         monitor.step(torch.tensor(1.0))
     now[0] += 30
-    assert "epoch 2 of 10, iteration 20 of 100, loss 1.0000, 0:30 elapsed, 2:00 left" in (
-        monitor.line()
-    )
+    line = "epoch 2 of 10, iteration 20 of 100, loss 1.0000, 0:30 elapsed, 2:00 left"
+    assert monitor.line() == line
 
-
-def test_a_monitor_can_be_used_again_after_a_stop():
-    monitor = TerminalMonitor(Screen(tty=False))
-    train(monitor, lambda iteration: setattr(monitor, "stop_requested", True))
-    assert not train(monitor).stopped
-
-
-def test_progress_is_the_terminal_line_outside_a_notebook(monkeypatch):
-    assert type(progress()) is TerminalMonitor
-    monkeypatch.setenv("ADVLIB_MONITOR", "static")
-    assert type(progress()) is TerminalMonitor
-
-
-# In a notebook
 
 SETUP = """
 import os, signal
@@ -153,44 +122,38 @@ def notebook():
 
 @pytest.mark.parametrize("cell", ["static", "live", "interrupt", "button", "failed"])
 def test_a_notebook_is_left_with_one_picture_and_no_widget(notebook, cell):
-    shown = [output for output in notebook[cell] if output.output_type == "display_data"]
-    assert len(shown) == 1
-    assert shown[0].data["image/png"]
-    assert not [kind for kind in shown[0].data if "widget" in kind]
-    others = [o.output_type for o in notebook[cell] if o.output_type != "display_data"]
-    assert others == {"failed": ["error"]}.get(
-        cell, ["execute_result"] if cell in ("interrupt", "button") else []
-    )
+    (shown,) = [output for output in notebook[cell] if output.output_type == "display_data"]
+    assert shown.data["image/png"]
+    assert not [kind for kind in shown.data if "widget" in kind]
+    others = {output.output_type for output in notebook[cell]} - {"display_data"}
+    results = {"failed": {"error"}, "static": set(), "live": set()}
+    assert others == results.get(cell, {"execute_result"})
+    assert notebook["left"][0].text == "0\n"  # in the kernel
 
 
-def test_closed_monitors_leave_no_widget_in_the_kernel(notebook):
-    assert notebook["left"][0].text == "0\n"
+def value(outputs):
+    (result,) = [output for output in outputs if output.output_type == "execute_result"]
+    return result.data["text/plain"]
 
 
 @pytest.mark.parametrize(("cell", "iterations"), [("interrupt", 3), ("button", 4), ("click", 4)])
 def test_a_notebooks_stop_keeps_the_network_after_the_iteration(notebook, cell, iterations):
-    (result,) = [o for o in notebook[cell] if o.output_type == "execute_result"]
-    text = result.data["text/plain"]
+    text = value(notebook[cell])
     assert "stopped=True" in text
     assert len(re.findall(r"\d\.\d+", text)) == iterations
+    assert value(notebook["reload"]) == "False"  # the page only asked for the button's state
 
 
-ALONE = ("none", "To stop, press the notebook's own stop button: the network is kept.")
-BESIDE = (None, "Or press the notebook's own stop button: the network is kept.")
+OWN = "press the notebook's own stop button: the network is kept."
 
 
 @pytest.mark.parametrize(("cell", "alone"), [("silent", 10), ("heard", 3)])
-def test_stop_is_shown_once_a_message_of_the_front_end_came_while_the_cell_ran(
-    notebook, cell, alone
-):
+def test_stop_is_shown_once_the_front_end_wrote_while_the_cell_ran(notebook, cell, alone):
     (printed,) = [output.text for output in notebook[cell] if output.output_type == "stream"]
-    assert ast.literal_eval(printed) == [ALONE] * alone + [BESIDE] * (10 - alone)
+    states = [("none", f"To stop, {OWN}")] * alone + [(None, f"Or {OWN}")] * (10 - alone)
+    assert ast.literal_eval(printed) == states
 
 
-def test_a_page_that_asks_for_the_buttons_state_does_not_stop_training(notebook):
-    (result,) = [o for o in notebook["reload"] if o.output_type == "execute_result"]
-    assert result.data["text/plain"] == "False"
-
-
-def test_progress_is_the_figure_in_a_static_page_and_the_widget_elsewhere(notebook):
+def test_progress_is_the_terminal_line_the_figure_in_a_static_page_and_else_the_widget(notebook):
+    assert type(progress()) is TerminalMonitor
     assert notebook["types"][0].text == "FigureMonitor NotebookMonitor\n"

@@ -19,7 +19,6 @@ from playwright.sync_api import expect
 ROOT = Path(__file__).resolve().parents[1]
 SITE = Path(os.environ.get("ADVLIB_SITE", ROOT / "_build" / "html")).resolve()
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-check_html = importlib.import_module("check_html")
 described = importlib.import_module("book_ext").described
 
 pytestmark = pytest.mark.built
@@ -43,11 +42,8 @@ SETTLE = """async () => {
 }"""
 IMAGES = """() => [...document.querySelectorAll("article img")].map((image) => ({
   source: image.getAttribute("src"), alt: image.alt, lazy: image.loading === "lazy",
-  width: Number(image.getAttribute("width")), height: Number(image.getAttribute("height")),
-}))"""
-SHAPES = """() => [...document.querySelectorAll("article img")].map((image) => ({
-  source: image.getAttribute("src"), natural: [image.naturalWidth, image.naturalHeight],
   given: ["width", "height"].map((side) => Number(image.getAttribute(side))),
+  natural: [image.naturalWidth, image.naturalHeight],
   background: getComputedStyle(image).backgroundColor, filter: getComputedStyle(image).filter,
 }))"""
 FORMULAS = """() => ({
@@ -94,12 +90,6 @@ def site():
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def browser(site):
-    with chromium() as browser:
-        yield browser
-
-
 def listen(page, site):
     """What goes wrong on this page from now on, and the files that it loads."""
     faults, files = [], set()
@@ -128,28 +118,46 @@ def audit(page, context, options):
     ]
 
 
+def bare(image, first):
+    """Whether an image lacks what it should have before it is looked at."""
+    complete = described(image["alt"]) and all(image["given"])
+    return not complete or image["lazy"] == first
+
+
+def ugly(image):
+    """Whether an image is drawn in another shape than its own, or hard to read in the dark."""
+    (width, height), (w, h) = image["natural"], image["given"]
+    legible = (image["background"], image["filter"]) == ("rgb(255, 255, 255)", "none")
+    return not legible or abs(width * h - height * w) > width + height
+
+
 def visit(page, site, name):
-    """Load a page, look at it in light and in dark and on a phone, and say what was found."""
+    """Load a page, look at it in light and in dark and on a phone, and say what is wrong."""
     found, context = {}, None if name == WITH_CODE else CODE
-    found["faults"], files = listen(page, site)
+    found["loads from this site alone"], files = listen(page, site)
     page.goto(site + name)
-    found["images"] = page.evaluate(IMAGES)
+    images = page.evaluate(IMAGES)
+    bad = [image for i, image in enumerate(images) if bare(image, first=i == 0)]
+    found["has images described, sized and loaded when needed"] = bad
     page.evaluate(SETTLE)
-    found["formulas"] = page.evaluate(FORMULAS)
-    found["light"] = audit(page, context, AXE)
+    formulas = page.evaluate(FORMULAS)
+    undrawn = formulas["wrong"] or formulas["drawn"] < formulas["written"]
+    found["draws its formulas"] = [formulas] if undrawn else []
+    found["is accessible in the light"] = audit(page, context, AXE)
     page.emulate_media(color_scheme="dark")
     page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
-    found["shapes"] = page.evaluate(SHAPES)
-    found["dark"] = audit(page, context, CONTRAST)
+    found["keeps images in shape and legible"] = [*filter(ugly, page.evaluate(IMAGES))]
+    found["is accessible in the dark"] = audit(page, context, CONTRAST)
     page.set_viewport_size(PHONE)
-    found["wide"] = page.evaluate(WIDE)
+    found["fits on a phone"] = page.evaluate(WIDE)
     paths = [SITE / file for file in files]  # a missing one is among the faults
-    found["weight"] = sum(path.stat().st_size for path in paths if path.is_file())
-    return found
+    weight = sum(path.stat().st_size for path in paths if path.is_file())
+    found["is light"] = [weight] if weight > LIMIT else []
+    print(f"{weight / 1e6:5.2f} MB  {name}")
+    return found, len(images), formulas["written"]
 
 
 def visit_some(site, names):
-    """Visit pages in a browser of their own."""
     found = {}
     with chromium() as browser:
         for name in names:
@@ -168,64 +176,24 @@ def visits(site):
         return {name: found for part in parts for name, found in part.items()}
 
 
-def faultless(visits, key):
-    faults = [f"{name}: {fault}" for name, found in visits.items() for fault in found[key]]
+FACTS = [
+    *("loads from this site alone", "is light", "fits on a phone", "draws its formulas"),
+    *("is accessible in the light", "is accessible in the dark"),
+    *("has images described, sized and loaded when needed", "keeps images in shape and legible"),
+]
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_every_page(fact, visits):
+    faults = [f"{name}: {fault}" for name, (found, *_) in visits.items() for fault in found[fact]]
     assert not faults, "\n".join(faults)
 
 
-def test_every_page_loads_without_a_fault_and_from_this_site_alone(visits):
+def test_pages_images_and_formulas_are_many(visits):
     assert len(visits) > 15
     assert WITH_CODE in visits
-    faultless(visits, "faults")
-
-
-def test_links_lead_somewhere():
-    need(SITE.is_dir(), f"needs the built book in {SITE}: make book")
-    assert check_html.check(SITE) == []
-
-
-def test_no_page_scrolls_sideways_on_a_phone(visits):
-    faultless(visits, "wide")
-
-
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_axe_finds_nothing_serious(mode, visits):
-    faultless(visits, mode)
-
-
-def test_images_are_described_and_sized_and_load_when_needed(visits):
-    faults = []
-    for name, found in visits.items():
-        for i, image in enumerate(found["images"]):
-            good = described(image["alt"]) and image["width"] and image["height"]
-            if not good or image["lazy"] != (i > 0):
-                faults.append(f"{name}: {image}")
-    assert sum(len(found["images"]) for found in visits.values()) > 20
-    assert not faults, "\n".join(faults)
-
-
-def test_images_keep_their_shape_and_are_legible_in_the_dark(visits):
-    faults = []
-    for name, found in visits.items():
-        for image in found["shapes"]:
-            (width, height), (w, h) = image["natural"], image["given"]
-            legible = (image["background"], image["filter"]) == ("rgb(255, 255, 255)", "none")
-            if not legible or abs(width * h - height * w) > width + height:
-                faults.append(f"{name}: {image}")
-    assert not faults, "\n".join(faults)
-
-
-def test_formulas_are_drawn(visits):
-    formulas = {name: found["formulas"] for name, found in visits.items()}
-    assert sum(f["written"] for f in formulas.values()) > 50
-    assert {n: f for n, f in formulas.items() if f["wrong"] or f["drawn"] < f["written"]} == {}
-
-
-def test_pages_are_light(visits):
-    weights = {name: found["weight"] for name, found in visits.items()}
-    for name, weight in weights.items():
-        print(f"{weight / 1e6:5.2f} MB  {name}")
-    assert {name: weight for name, weight in weights.items() if weight > LIMIT} == {}
+    assert sum(images for _, images, _ in visits.values()) > 20
+    assert sum(formulas for *_, formulas in visits.values()) > 50
 
 
 def test_a_quiz_answers_at_once_by_mouse_and_by_keyboard(site, browser):

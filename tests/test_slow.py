@@ -5,25 +5,18 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import seeded
 
-from advlib import (
-    Batches,
-    accuracy,
-    apgd,
-    autoattack,
-    load_data,
-    pgd,
-    predict,
-    recipes,
-    trained,
-    verify,
-)
+from advlib import Batches, accuracy, apgd, autoattack, bim, fast, load_data, pgd, predict, verify
+from advlib.book import recipes, trained
 from advlib.verification import margin_bounds
+from benchmarks.parts import stop_at_success
 
 pytestmark = pytest.mark.slow
 EPS = recipes.EPS
 KINDS = ("standard", "robust")
 HALF_A_POINT = 0.005
+both = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,22 +27,17 @@ def all_threads():
     torch.set_num_threads(before)
 
 
-def seeded():
-    return torch.Generator().manual_seed(0)
-
-
 def images(n):
     test = load_data(device="cpu")[1]
     return test.x[:n], test.y[:n]
 
 
 def left(net, x, y, attack):
-    """Accuracy under another library's attack, 100 images at a time."""
-    parts = zip(x.split(100), y.split(100), strict=True)
-    return torch.cat([predict(net, attack(a, b)) == b for a, b in parts]).float().mean().item()
+    """Accuracy under another library's attack."""
+    return accuracy(net, Batches(x, y), attack=lambda model, x, y: attack(x, y))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@both
 def test_apgd_equals_that_of_torchattacks(kind):
     torchattacks = pytest.importorskip("torchattacks")
     net, (x, y) = trained.network(kind, device="cpu"), images(400)
@@ -59,7 +47,7 @@ def test_apgd_equals_that_of_torchattacks(kind):
     assert found == pytest.approx(left(net, x, y, theirs), abs=HALF_A_POINT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@both
 def test_pgd_equals_that_of_foolbox(kind):
     foolbox = pytest.importorskip("foolbox")
     net, (x, y) = trained.network(kind, device="cpu"), images(400)
@@ -74,7 +62,7 @@ def test_pgd_equals_that_of_foolbox(kind):
     assert found == pytest.approx(left(net, x, y, theirs), abs=HALF_A_POINT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@both
 def test_autoattack_is_no_weaker_than_that_of_torchattacks(kind):
     torchattacks = pytest.importorskip("torchattacks")
     net, (x, y) = trained.network(kind, device="cpu"), images(200)
@@ -83,12 +71,12 @@ def test_autoattack_is_no_weaker_than_that_of_torchattacks(kind):
     assert theirs - HALF_A_POINT <= ours <= theirs + 0.003
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@both
 def test_fifty_steps_of_apgd_leave_what_a_hundred_leave(kind):
-    net, (x, y) = trained.network(kind, device="cpu"), images(300)
-    with_steps = partial(apgd, loss="targeted-dlr", eps=EPS, generator=seeded())
-    left = {n: accuracy(net, Batches(x, y), attack=partial(with_steps, steps=n)) for n in (50, 100)}
-    assert left[50] == left[100]
+    net, batches = trained.network(kind, device="cpu"), Batches(*images(300))
+    attack = partial(apgd, loss="targeted-dlr", eps=EPS, generator=seeded())
+    fifty, hundred = (accuracy(net, batches, attack=partial(attack, steps=n)) for n in (50, 100))
+    assert fifty == hundred
 
 
 def test_no_attack_breaks_one_of_five_thousand_verified_images():
@@ -123,3 +111,14 @@ def test_crown_proves_more_than_intervals_and_both_less_than_an_attack_leaves(ki
         assert by_interval.float().mean() <= found.certified_accuracy <= stands
         gained += int(found.verified.sum() - by_interval.sum())
     assert gained > 0
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("standard", 1000), ("robust", 100)])
+def test_stopping_where_pgd_repeats_changes_no_verdict_of_five_thousand_images(kind, steps):
+    net, (x, y) = trained.network(kind, device="cpu"), images(5000)
+    with fast.off():  # rounding as in the reference
+        stopped = bim(net, x, y, eps=EPS, alpha=EPS / 10, steps=steps, early_exit=True)
+    full = stop_at_success(net.eval(), x, y, steps)  # never looks whether an image repeats
+    broken = (predict(net, stopped) != y, predict(net, full) != y)
+    assert torch.equal(*broken)
+    print(f"{kind}, {steps} steps: {int(broken[0].sum())} of 5000 broken either way")

@@ -11,6 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from benchmarks.common import code_lines
+
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf8")
 ENTRIES = re.sub(r"\\\n *", "", re.sub(r"(?m)^ *#.*\n", "", LOCK)).splitlines()
@@ -99,3 +101,13 @@ def test_book_uses_the_lock_and_the_weekly_workflow_does_not() -> None:
         assert job["timeout-minutes"] <= 120
         runs |= {step.get("run") for step in job["steps"]}
     assert {"make chromium", "make test", "python -m advlib networks --check"} <= runs
+
+
+def test_the_library_can_be_read_in_an_afternoon():
+    files = [p for p in (ROOT / "advlib").rglob("*.py") if "book" not in p.relative_to(ROOT).parts]
+    lines = {path: path.read_text(encoding="utf8").count("\n") for path in files}
+    assert len(files) <= 26
+    assert max(lines.values()) <= 300
+    assert lines[ROOT / "advlib" / "fast.py"] <= 150
+    assert sum(lines.values()) <= 4200
+    assert sum(map(code_lines, files)) <= 3000

@@ -1,23 +1,21 @@
-"""`fit` against a plain loop, and what it does when it is interrupted or fails."""
+"""`fit` against plain torch loops, with what users bring, and what it does when it fails."""
 
 import os
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Breakdown, cuda, global_rng, images, labels, small_net
+from conftest import Notes, equal, global_rng, images, labels, seeded, small_net, untouched
 from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from advlib import Batches, cyclic, digit_net, engine, evaluation_mode, fgsm, fit
+from advlib import Batches, cyclic, digit_net, fast, fgsm, fit
 
 EPS = 0.1
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def net():
@@ -26,415 +24,280 @@ def net():
 
 def batches(generator=None, **options):
     options = {"batch_size": 8, "shuffle": True, "generator": generator or seeded()} | options
-    return Batches(images(20), labels(20), **options)
+    leaf = torch.ones((), requires_grad=True)  # images may hang on a graph
+    return Batches(images(20) * leaf, labels(20), **options)
+
+
+def loader(**options):
+    return DataLoader(TensorDataset(images(20), labels(20)), batch_size=8, **options)
+
+
+def sgd(lr=0.05, **options):
+    return partial(torch.optim.SGD, lr=lr, momentum=0.9, **options)
 
 
 def flags(model):
     return [module.training for module in model.modules()]
 
 
-def same_weights(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def plain_loop(
-    model, *, epochs, adversarial=False, iterations=None, lr=0.05, momentum=0.9, factors=()
-):
-    """SGD with momentum and the attack, all by hand. Returns the losses."""
-    x, y, generator = images(20), labels(20), seeded()
-    velocity, losses = None, []
+def plain_loop(pairs, *, epochs=2, optimizer=None, schedule=None, iterations=99, change=None):
+    """A training loop as one writes it with torch. Returns the network and its losses."""
+    model, losses = net(), []
+    optimizer = (optimizer or sgd())(model.parameters())
+    schedule = schedule and schedule(optimizer)
     for _ in range(epochs):
-        for rows in torch.randperm(20, generator=generator).split(8):
-            if len(losses) == iterations:
-                return losses
-            batch = x[rows]
-            if adversarial:
-                noise = torch.rand(batch.shape, generator=generator) * 2 - 1
-                start = (batch + EPS * noise).clamp(0, 1).requires_grad_()
-                F.cross_entropy(model(start), y[rows], reduction="sum").backward()
-                step = start.detach() + 1.25 * EPS * start.grad.sign()
-                batch = (batch + (step - batch).clamp(-EPS, EPS)).clamp(0, 1)
-            loss = F.cross_entropy(model(batch), y[rows])
-            gradients = torch.autograd.grad(loss, list(model.parameters()))
-            if velocity is None:
-                velocity = [g.clone() for g in gradients]
-            else:
-                velocity = [momentum * v + g for v, g in zip(velocity, gradients, strict=True)]
-            for parameter, v in zip(model.parameters(), velocity, strict=True):
-                parameter.data.add_(v, alpha=-lr * (factors[len(losses)] if factors else 1))
-            losses.append(loss.item())
-    return losses
-
-
-class Monitor:
-    """Calls `act(monitor, iteration)` after each iteration; notes what it was told."""
-
-    def __init__(self, act=lambda monitor, iteration: None):
-        self.stop_requested = False
-        self.act, self.told, self.losses = act, [], []
-
-    def start(self, epochs, iterations):
-        self.told.append(("start", epochs, iterations))
-
-    def step(self, loss):
-        assert not loss.requires_grad
-        self.losses.append(loss.item())
-        self.act(self, len(self.losses))
-
-    def finish(self, history):
-        self.told.append(("finish", history))
-
-
-def interrupt(monitor, iteration, times=1):
-    if iteration == 2:
-        for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
+        for x, y in pairs:
+            if len(losses) < iterations:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(change(model, x, y) if change else x), y)
+                loss.backward()
+                optimizer.step()
+                if schedule:
+                    schedule.step()
+                losses.append(loss.item())
+    return model, losses
 
 
 @pytest.fixture
 def handler():
     """A SIGINT handler of the caller's own; it must be in force again after every `fit`."""
-
-    def mine(signum, frame):
-        raise AssertionError("fit did not take the interrupt")
-
-    before = signal.signal(signal.SIGINT, mine)
-    yield mine
-    left = signal.signal(signal.SIGINT, before)
-    assert left is mine
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
 
 
 @pytest.fixture
 def plain():
-    """No engine, so that the plain loop is met to the bit (test_engine.py compares the two)."""
-    with engine.off():
+    """Images in the order they lie in, so that a plain loop is met to the bit."""
+    with fast.off():
         yield
 
 
-# What it computes
+def by_hand(generator, model, x, y):
+    x = 1 - x
+    noise = torch.rand(x.shape, generator=generator) * 2 - 1
+    start = (x + EPS * noise).clamp(0, 1).requires_grad_()
+    F.cross_entropy(model(start), y, reduction="sum").backward()
+    step = start.detach() + 1.25 * EPS * start.grad.sign()
+    model.zero_grad()
+    return (x + (step - x).clamp(-EPS, EPS)).clamp(0, 1)
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_fit_equals_the_plain_loop_bit_for_bit(adversarial, plain):
-    generator = seeded()
-    attack = partial(fgsm, eps=EPS, alpha=1.25 * EPS, random_start=True, generator=generator)
-    model, by_hand = net(), net()
-    history = fit(
-        model,
-        batches(generator),
-        epochs=3,
-        lr=0.05,
-        attack=attack if adversarial else None,
-    )
-    assert history.loss == plain_loop(by_hand, epochs=3, adversarial=adversarial)
-    assert same_weights(model, by_hand)
-    assert not history.stopped
-    assert history.metrics == {}
-
-
-def test_a_schedule_scales_the_learning_rate_of_each_iteration(plain):
-    model, by_hand = net(), net()
-    history = fit(model, batches(), epochs=2, lr=0.05, schedule=lambda progress: 2 * progress)
-    factors = [2 * (i + 0.5) / 6 for i in range(6)]
-    assert history.loss == pytest.approx(plain_loop(by_hand, epochs=2, factors=factors), rel=1e-5)
-    for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(p, q)
-
-
-def test_a_loss_is_told_the_progress_that_a_schedule_is_told():
-    told = {"schedule": [], "loss": []}
-
-    def schedule(progress):
-        told["schedule"].append(progress)
-        return 1.0
-
-    def loss(model, x, y, progress):
-        told["loss"].append(progress)
-        return nn.functional.cross_entropy(model(x), y)
-
-    fit(net(), batches(), epochs=2, lr=0.05, schedule=schedule, loss=loss)
-    assert told["loss"] == told["schedule"] == [(i + 0.5) / 6 for i in range(6)]
-
-
-def test_cyclic_rises_straight_to_one_and_falls_straight_to_zero():
-    found = [cyclic(progress) for progress in (0, 0.1, 0.2, 0.4, 0.7, 0.85, 1)]
-    assert found == pytest.approx([0, 0.25, 0.5, 1, 0.5, 0.25, 0])
-
-
-def test_attacked_images_and_true_labels_are_what_is_trained_on():
-    seen = []
-
-    def attack(model, x, y):
-        seen.append(x)
-        return torch.zeros_like(x)
-
-    model, blank = net(), net()
-    fit(model, batches(), epochs=1, lr=0.1, attack=attack)
-    fit(
-        blank,
-        Batches(images(20) * 0, labels(20), batch_size=8, shuffle=True, generator=seeded()),
-        epochs=1,
-        lr=0.1,
-    )
-    assert same_weights(model, blank)
-    assert sum(len(x) for x in seen) == 20
-
-
-def test_training_lowers_the_loss():
-    history = fit(net(), batches(), epochs=30, lr=0.1)
-    assert sum(history.loss[-3:]) < 0.5 * sum(history.loss[:3])
-
-
-def test_learning_rate_zero_changes_nothing():
-    model = net()
-    fit(model, batches(), epochs=1, lr=0.0)
-    assert same_weights(model, net())
-
-
-def test_history_and_monitor_hold_every_iteration_and_each_epochs_metrics():
-    model, monitor, seen = small_net(), Monitor(), []
-    before = flags(model)
-
-    def evaluate(evaluated):
-        assert evaluated is model
-        assert not any(flags(evaluated))
-        seen.append(len(monitor.losses))
-        return {"epoch": float(len(seen)), "constant": 1.0}
-
-    history = fit(model, batches(), epochs=4, lr=0.01, evaluate=evaluate, monitor=monitor)
-    assert len(history.loss) == 4 * 3
-    assert history.loss == pytest.approx(monitor.losses)
-    assert history.metrics == {"epoch": [1.0, 2.0, 3.0, 4.0], "constant": [1.0] * 4}
-    assert seen == [3, 6, 9, 12]
-    assert monitor.told == [("start", 4, 3), ("finish", history)]
-    assert flags(model) == before
-
-
-@pytest.mark.parametrize("adversarial", [False, True])
-def test_batchnorm_trains_while_a_frozen_one_stays_frozen(adversarial):
-    model = small_net()
-    frozen, trained = model[1], model[4]
-    before = frozen.running_mean.clone()
-    attack = partial(fgsm, eps=EPS) if adversarial else None
-    fit(model, batches(), epochs=2, lr=0.01, attack=attack)
-    assert torch.equal(frozen.running_mean, before)
-    assert frozen.num_batches_tracked == 0
-    assert trained.num_batches_tracked == 2 * 3  # training passes only, none from the attack
-    assert trained.running_mean.any()
-
-
-def test_a_model_in_evaluation_mode_is_trained_in_training_mode_and_comes_back_as_it_was():
-    model = small_net().eval()
-    seen = []
-    attack = lambda model, x, y: seen.append(model.training) or x  # noqa: E731
-    fit(model, batches(), epochs=1, lr=0.01, attack=attack)
-    assert seen == [True] * 3
-    assert not any(flags(model))
-    assert model[4].num_batches_tracked == 3
-
-
-def test_no_gradients_are_left_and_the_global_rng_stays():
-    model, before = net(), global_rng()
+    model, one, other, before = net(), seeded(), seeded(), global_rng()
     for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    attack = partial(fgsm, eps=EPS, random_start=True)
-    fit(model, batches(), epochs=1, lr=0.05, attack=attack)
+        parameter.grad = torch.ones_like(parameter)  # takes no part
+    attack = partial(fgsm, eps=EPS, alpha=1.25 * EPS, random_start=True, generator=one)
+    options = {"attack": attack if adversarial else None, "weight_decay": 0.1}
+    history = fit(model, batches(one), epochs=3, lr=0.05, **options, augment=lambda x: 1 - x)
+    change = partial(by_hand, other) if adversarial else lambda model, x, y: 1 - x
+    decaying = sgd(weight_decay=0.1)
+    wanted, losses = plain_loop(batches(other), epochs=3, optimizer=decaying, change=change)
+    assert equal(model, wanted)
+    assert (history.loss, history.metrics, history.stopped) == (losses, {}, False)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert global_rng() == before
-    clean = net()
-    fit(clean, batches(), epochs=1, lr=0.05)
-    again = net()
-    for parameter in again.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    fit(again, batches(), epochs=1, lr=0.05)
-    assert same_weights(again, clean)  # old gradients take no part
 
 
-# Interrupts and failures
-
-
-def test_first_interrupt_stops_after_the_iteration_with_the_network_so_far(handler, plain):
-    model, by_hand, monitor = net(), net(), Monitor(interrupt)
-    history = fit(model, batches(), epochs=3, lr=0.05, monitor=monitor)
-    assert history.stopped
-    assert history.loss == plain_loop(by_hand, epochs=3, iterations=2)
-    assert same_weights(model, by_hand)
-    assert monitor.told[-1] == ("finish", history)
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_interrupt_works_without_a_monitor_and_during_evaluate(handler):
-    def evaluate(model):
-        os.kill(os.getpid(), signal.SIGINT)
-        return {"reached": 1.0}
-
-    history = fit(net(), batches(), epochs=3, lr=0.05, evaluate=evaluate)
-    assert history.stopped
-    assert len(history.loss) == 3
-    assert history.metrics == {"reached": [1.0]}
-
-
-def test_second_interrupt_raises_keyboard_interrupt(handler):
-    monitor = Monitor(partial(interrupt, times=2))
-    with pytest.raises(KeyboardInterrupt):
-        fit(net(), batches(), epochs=3, lr=0.05, monitor=monitor)
-    assert len(monitor.losses) == 2
-    assert monitor.told[-1][0] == "finish"
-
-
-def test_a_monitor_can_ask_to_stop(handler, plain):
-    def act(monitor, iteration):
-        monitor.stop_requested = iteration == 4
-
-    model, by_hand = net(), net()
-    history = fit(model, batches(), epochs=3, lr=0.05, monitor=Monitor(act))
-    assert history.stopped
-    assert history.loss == plain_loop(by_hand, epochs=3, iterations=4)
-    assert same_weights(model, by_hand)
-
-
-def test_fit_works_outside_the_main_thread(plain):
-    model, by_hand, found = net(), net(), []
-    train = partial(fit, model, batches(), epochs=2, lr=0.05)
-    thread = threading.Thread(target=lambda: found.append(train()))
-    thread.start()
-    thread.join()
-    assert found[0].loss == plain_loop(by_hand, epochs=2)
-    assert same_weights(model, by_hand)
+def test_a_layers_own_parameter_beside_weight_and_bias_trains():
+    model = net()
+    model.linear.register_parameter("gain", nn.Parameter(torch.ones(3)))
+    model.linear.register_forward_hook(lambda layer, given, out: out * layer.gain)
+    fit(model, batches(), epochs=1, lr=0.1)
+    assert (model.linear.gain != 1).all()
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("where", ["attack", "evaluate", "monitor"])
-def test_flags_grads_and_handler_are_in_order_after_an_error(where, training, handler):
-    def fail(*arguments):
-        if where != "attack" or len(monitor.losses) == 2:
-            raise Breakdown
-        return arguments[1]
-
-    monitor = Monitor(fail if where == "monitor" else lambda monitor, iteration: None)
+@pytest.mark.parametrize("attack", [None, partial(fgsm, eps=EPS)])
+def test_batchnorm_trains_while_a_frozen_one_stays_frozen(attack, training):
     model = small_net() if training else small_net().eval()
-    before, extra = flags(model), {} if where == "monitor" else {where: fail}
-    with pytest.raises(Breakdown):
-        fit(model, batches(), epochs=2, lr=0.01, monitor=monitor, **extra)
+    frozen, trained, before = model[1], model[4], flags(model)
+    mean = frozen.running_mean.clone()
+    fit(model, batches(), epochs=2, lr=0.01, attack=attack)
+    assert torch.equal(frozen.running_mean, mean) == training
+    assert trained.num_batches_tracked == 2 * 3  # training passes only, none from the attack
     assert flags(model) == before
-    assert all(parameter.grad is None for parameter in model.parameters())
-    last, history = monitor.told[-1]
-    assert last == "finish"
-    assert history.loss == monitor.losses
-    assert len(history.loss) == {"attack": 2, "evaluate": 3, "monitor": 1}[where]
-
-
-def test_divergence_is_an_error_that_says_what_to_do(handler):
-    with pytest.raises(FloatingPointError, match="learning rate"):
-        fit(net(), batches(), epochs=5, lr=1e30)
-
-
-# More than the plain loop
-
-
-def test_weight_decay_and_augmentation_are_torchs_and_come_first(plain):
-    model, by_hand = net(), net()
-    fit(
-        model,
-        batches(),
-        epochs=2,
-        lr=0.05,
-        weight_decay=0.1,
-        augment=lambda x: 1 - x,
-        attack=lambda model, x, y: x / 2,
-    )
-    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
-    for _, (x, y) in zip(range(6), [*(loader := batches()), *loader], strict=True):
-        optimizer.zero_grad()
-        F.cross_entropy(by_hand((1 - x) / 2), y).backward()
-        optimizer.step()
-    assert same_weights(model, by_hand)
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_mixed_precision_is_autocast_and_still_learns(precision):
-    seen = []
-
-    class Watched(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net()
-
-        def forward(self, x):
-            scores = self.net(x)
-            seen.append((scores.dtype, self.net.linear.weight.dtype))
-            return scores
-
-    model = Watched()
+    seen, model = set(), net()
+    model.register_forward_hook(lambda net, given, out: seen.add((out.dtype, net[0].weight.dtype)))
     attack = partial(fgsm, eps=0.01)
     history = fit(model, batches(), epochs=30, lr=0.1, precision=precision, attack=attack)
-    assert set(seen[1:]) == {(precision, torch.float32)}  # the first call checks the arguments
+    assert seen == {(precision, torch.float32)}
     assert sum(history.loss[-3:]) < 0.5 * sum(history.loss[:3])
 
 
-class Narrow(nn.Module):
-    """A network that runs out of memory with more than `most` images that need gradients."""
-
-    def __init__(self, most):
-        super().__init__()
-        self.net, self.most = net(), most
-        self.norm = nn.BatchNorm2d(1)
-
-    def forward(self, x):
-        if len(x) > self.most and self.training:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return self.net(self.norm(x))
-
-
-@pytest.mark.parametrize(("most", "advice"), [(7, "4 would"), (2, "2 would"), (0, "not even one")])
-def test_a_batch_too_large_is_an_error_that_says_which_would_fit(most, advice):
-    model, generator = Narrow(most), seeded()
-    attack = partial(fgsm, eps=EPS, random_start=True, generator=generator)
-    before, rng = {k: v.clone() for k, v in model.state_dict().items()}, global_rng()
-    loader = Batches(images(20), labels(20), batch_size=8)
-    with pytest.raises(MemoryError, match=f"a batch of 8 images does not fit: .*{advice}"):
-        fit(model, loader, epochs=1, lr=0.1, attack=attack)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert global_rng() == rng
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("attack", lambda model, x, y: None),
-        ("attack", lambda model, x, y: x[:1]),
-        ("attack", lambda model, x, y: x.double()),
-        ("augment", lambda x: x.flatten(1)),
-        ("augment", lambda x: 1),
-        ("loss", lambda model, x, y, progress: 1.0),
-        ("loss", lambda model, x, y, progress: model(x)),
-        ("schedule", lambda progress: None),
-        ("schedule", lambda progress: float("nan")),
-        ("schedule", lambda progress: -1.0),
-        ("evaluate", lambda model: 0.5),
-        ("evaluate", lambda model: {"clean": "high"}),
-        ("evaluate", lambda model: {"clean": torch.ones(2)}),
-    ],
-)
-def test_what_a_function_should_not_return_is_an_error_that_names_it(name, value):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataloader_trains_as_in_a_plain_loop(workers, plain):
     model = net()
+    options = {"shuffle": True, "num_workers": workers}
+    fit(model, loader(generator=seeded(1), **options), epochs=2, lr=0.05)
+    assert equal(model, plain_loop(loader(generator=seeded(1), **options))[0])
+    sampler = DistributedSampler(labels(20), 1, 0)
+    fit(net(), loader(sampler=sampler), epochs=3, lr=0.05)
+    assert sampler.epoch == 2  # it was told, and shuffled anew
+
+
+def test_a_generator_function_is_refused_where_it_has_run_dry():
+    once = (pair for pair in batches())
+    with pytest.raises(ValueError, match=r"^batches must yield .* in every epoch, none in 2"):
+        fit(net(), once, epochs=2, lr=0.05)
+
+
+def test_a_last_batch_of_one_image_is_refused_before_the_first_step_if_there_is_batchnorm():
+    norm = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    x, y = images(17), labels(17)
+    alone = DataLoader(TensorDataset(x, y), batch_size=8)
+    for pairs in (Batches(x, y, batch_size=8), Batches(x, y, batch_size=1), alone):
+        with untouched(norm), pytest.raises(ValueError, match=r"^batches must not .* of one image"):
+            fit(norm, pairs, epochs=1, lr=0.1)
+        fit(net(), pairs, epochs=1, lr=0.1)  # without BatchNorm it is as good as any other
+    dropped = DataLoader(alone.dataset, batch_size=8, drop_last=True)
+    for pairs in (dropped, Batches(x, y, batch_size=9)):
+        assert len(fit(norm, pairs, epochs=1, lr=0.1).loss) == 2
+
+
+@pytest.mark.parametrize("make", [partial(torch.optim.AdamW, lr=1e-2), sgd(nesterov=True)])
+def test_any_optimizer_as_a_function_and_as_an_instance(make, plain):
+    wanted, _ = plain_loop(batches(), optimizer=make)
+    for once in (False, True):
+        model = net()
+        fit(model, batches(), epochs=2, optimizer=make(model.parameters()) if once else make)
+        assert equal(model, wanted)
+
+
+SHORT = partial(lr_scheduler.OneCycleLR, max_lr=1, total_steps=5)
+REFUSED = {
+    "optimizer must step without a closure.* LBFGS": {"optimizer": torch.optim.LBFGS},
+    "optimizer must take dense .* SparseAdam": {"optimizer": torch.optim.SparseAdam},
+    "optimizer must be one of torch's": {"optimizer": lambda parameters: 1},
+    "optimizer must hold .* of model": {"optimizer": sgd()(small_net().parameters())},
+    "lr must be left out": {"optimizer": sgd(), "lr": 0.1},
+    "lr must be given, or an optimizer": {},
+    "schedule .* ReduceLROnPlateau": {"lr": 1, "schedule": lr_scheduler.ReduceLROnPlateau},
+    "You must define either": {"lr": 1, "schedule": partial(lr_scheduler.OneCycleLR, max_lr=1)},
+    "schedule must last for 6 steps, got 5": {"lr": 1, "schedule": SHORT},
+    "schedule .* of the optimizer": {"lr": 1, "schedule": SHORT(sgd()(net().parameters()))},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_can_not_work_is_refused_by_name(message):
+    model = net()
+    with untouched(model), pytest.raises((TypeError, ValueError), match=rf"^{message}"):
+        fit(model, batches(), epochs=2, **REFUSED[message])
+
+
+def test_a_scheduler_as_factory_and_as_instance(plain):
+    cycle = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=6)
+    wanted, _ = plain_loop(batches(), schedule=cycle)
+    for make in (lambda optimizer: cycle, cycle):
+        model = net()
+        optimizer = sgd()(model.parameters())
+        fit(model, batches(), epochs=2, optimizer=optimizer, schedule=make(optimizer))
+        assert equal(model, wanted)
+
+
+def test_a_schedule_and_a_loss_are_told_the_progress(plain):
+    told, model = [], net()
+    optimizer = sgd()(model.parameters())
+    loss = lambda model, x, y, p: told.append(p) or F.cross_entropy(model(x), y)  # noqa: E731
+    double = lambda progress: 2 * progress  # noqa: E731
+    fit(model, batches(), epochs=2, optimizer=optimizer, schedule=double, loss=loss)
+    assert told == pytest.approx([(i + 0.5) / 6 for i in range(6)])
+    by_torch = partial(lr_scheduler.LambdaLR, lr_lambda=lambda i: 2 * (i + 0.5) / 6)
+    wanted, _ = plain_loop(batches(), schedule=by_torch)
+    torch.testing.assert_close(list(model.parameters()), list(wanted.parameters()))
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    found = [cyclic(progress) for progress in (0, 0.1, 0.2, 0.4, 0.7, 0.85, 1)]
+    assert found == pytest.approx([0, 0.25, 0.5, 1, 0.5, 0.25, 0])  # straight up and down
+
+
+def test_monitors_functions_and_evaluate_see_every_iteration_and_epoch():
+    model, monitors, seen, plainly = small_net(), [Notes(), Notes()], [], []
+
+    def evaluate(evaluated):
+        assert evaluated is model
+        assert not any(flags(evaluated))
+        seen.append(len(plainly))
+        return {"epoch": len(seen), "constant": 1.0}
+
+    watching = [*monitors, lambda iteration, loss: plainly.append((iteration, loss.item()))]
+    history = fit(model, batches(), epochs=3, lr=0.01, evaluate=evaluate, monitor=watching)
+    assert plainly == list(enumerate(history.loss, 1))
+    assert history.metrics == {"epoch": [1.0, 2.0, 3.0], "constant": [1.0] * 3}
+    assert seen == [3, 6, 9]
+    for monitor in monitors:
+        assert (monitor.given, monitor.losses, monitor.history) == ((3, 3), history.loss, history)
+
+
+def interrupt(iteration, times):
+    for _ in range(times * (iteration == 2)):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_interrupt_stops_after_the_iteration_with_the_network_so_far(handler, plain):
+    model = net()
+    history = fit(model, batches(), epochs=3, lr=0.05, monitor=lambda i, loss: interrupt(i, 1))
+    wanted, losses = plain_loop(batches(), iterations=2)
+    assert equal(model, wanted)
+    assert (history.stopped, history.loss) == (True, losses)
+
+
+def test_the_second_interrupt_and_one_during_evaluate(handler):
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), batches(), epochs=3, lr=0.05, monitor=lambda i, loss: interrupt(i, 2))
+    evaluate = lambda model: interrupt(2, 1) or {"reached": 1.0}  # noqa: E731
+    history = fit(net(), batches(), epochs=3, lr=0.05, evaluate=evaluate)
+    assert (history.stopped, len(history.loss), history.metrics) == (True, 3, {"reached": [1.0]})
+
+
+def test_outside_the_main_thread_a_monitor_can_ask_to_stop():
+    with ThreadPoolExecutor() as pool:
+        arguments = {"epochs": 3, "lr": 0.05, "monitor": Notes(4)}
+        history = pool.submit(fit, net(), batches(), **arguments).result()
+    assert (history.stopped, len(history.loss)) == (True, 4)
+
+
+@pytest.mark.parametrize(("where", "steps"), [("attack", 2), ("evaluate", 3), ("monitor", 1)])
+def test_flags_grads_and_handler_are_in_order_after_an_error(where, steps, handler):
+    def fail(*arguments):
+        if where != "attack" or len(monitor.losses) == 2:
+            return 1 / 0
+        return arguments[1]
+
+    model, monitor = small_net(), Notes()
+    options = {"monitor": monitor} | {where: [monitor, fail] if where == "monitor" else fail}
     before = flags(model)
-    with pytest.raises((TypeError, ValueError), match=rf"^{name}('s value)? must"):
-        fit(model, batches(), epochs=1, lr=0.1, **{name: value})
+    with pytest.raises(ZeroDivisionError):
+        fit(model, batches(), epochs=2, lr=0.01, **options)
     assert flags(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert monitor.history.loss == monitor.losses
+    assert len(monitor.losses) == steps
 
 
-@cuda
-def test_fit_on_cuda_follows_the_cpu():
-    history = []
-    for device in ("cpu", "cuda"):
-        model, generator = net().double().to(device), seeded()
-        attack = partial(fgsm, eps=EPS, random_start=True, generator=generator)
-        x, y = images(20, dtype=torch.float64).to(device), labels(20).to(device)
-        loader = Batches(x, y, batch_size=8, shuffle=True, generator=generator)
-        history.append(fit(model, loader, epochs=3, lr=0.05, attack=attack))
-        with evaluation_mode(model):
-            assert model(x).device.type == device
-    assert history[0].loss == pytest.approx(history[1].loss, rel=1e-6)
+WRONG = [
+    ("attack", lambda model, x, y: x[:1]),
+    ("loss", lambda model, x, y, progress: model(x).sum().detach()),
+    ("schedule", lambda progress: float("nan")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_an_error_before_the_first_step_names_it_and_leaves_all_as_it_was(name, value):
+    model, one, other = small_net(), seeded(), seeded()  # with BatchNorm, and dropout that draws
+    attack = partial(fgsm, eps=EPS, random_start=True, generator=one)
+    options = {"attack": attack, name: value}
+    with untouched(model), pytest.raises((TypeError, ValueError), match=rf"^{name}('s .*)? must"):
+        fit(model, batches(other), epochs=1, lr=0.1, **options)
+    assert torch.equal(one.get_state(), seeded().get_state())
+    assert torch.equal(other.get_state(), seeded().get_state())
+
+
+def test_a_training_that_diverges_says_what_to_do():
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        fit(net(), batches(), epochs=5, lr=1e30)
