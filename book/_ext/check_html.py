@@ -1,7 +1,4 @@
-"""Checks of the built site, run by `make book`: python book/_ext/check_html.py _build/html
-
-Sphinx does not look at what it wrote: a cell's traceback, or a link that leads nowhere.
-"""
+"""What Sphinx leaves unchecked in a site: python book/_ext/check_html.py _build/html"""
 
 import sys
 from html.parser import HTMLParser

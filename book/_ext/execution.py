@@ -57,10 +57,7 @@ def keep(folder: Path, path: Path, executed: NotebookNode, seconds: float) -> No
 
 
 def seconds(root: Path) -> dict[str, float]:
-    """How long each page took, by its name in the table of contents; those executed only.
-
-    Ask before a file that cells compute with is written (`cache_key`): it puts an end to the cache.
-    """
+    """How long each executed page took. Ask before a file is written that ends the cache."""
     cache = get_cache(cache_folder(root))
     found = {name: find(cache, read(root / f"{name}.md")) for name in read_toc(root)}
     return {name: result[1] for name, result in found.items() if result}

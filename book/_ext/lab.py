@@ -15,7 +15,6 @@ from advlib.plots import BLUE, RED
 
 PER_CLASS = 2
 EPS = 0.1
-HEAD = "// Written when the book is built, by book/_ext/lab.py.\n"
 
 
 def networks() -> dict[str, nn.Module]:
@@ -34,7 +33,7 @@ def write_lab(folder: Path, nets: dict[str, nn.Module]) -> None:
     digits = [{"pixels": p, "label": label} for p, label in zip(pixels, y.tolist(), strict=True)]
     text = json.dumps({"networks": {n: _stored(net) for n, net in nets.items()}, "digits": digits})
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "weights.js").write_text(f"{HEAD}window.advlibLab = {text};\n")
+    (folder / "weights.js").write_text(f"window.advlibLab = {text};\n")
     _still(nets, x, y).savefig(folder / "still.png")
 
 

@@ -21,7 +21,6 @@ if (!document.documentElement.dataset.mode) {
 }"""
 NOT_FOUND = """\
 <h1>Page not found</h1>
-<p>There is no page at this address; perhaps it has moved.</p>
 <ul>
 <li><a href="{prefix}book/index.html">The front page lists all chapters</a>, as the menu does.</li>
 <li><a href="{prefix}search.html">Search the book</a>.</li>

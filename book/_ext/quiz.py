@@ -1,7 +1,4 @@
-"""{quiz}: a multiple-choice question that answers in the page, without a script or a server.
-
-Each option is a `<details>`; the browser lets one of a question be open at a time.
-"""
+"""{quiz}: a multiple-choice question that answers in the page, by `<details>`, without a script."""
 
 import re
 

@@ -1,6 +1,5 @@
 """A page's nodes as plain Markdown, which Jupyter and Colab can show.
 
-Sphinx has settled the numbers, links and citations, and warned of those that lead nowhere.
 `FORMS` says what becomes of each kind of node. One without a form is a fault of the page.
 """
 
