@@ -70,10 +70,11 @@ def digit_net(
             linear=skip_init(nn.Linear, 64 * (size // 2) ** 2, classes),
         )
     )
-    return _glorot(net, source)
+    return glorot(net, source)
 
 
-def _glorot(net: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
+def glorot(net: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
+    """Draw the weights of `net` Glorot-uniform from `generator`; biases become zero."""
     for name, parameter in net.named_parameters():
         if name.endswith("weight"):
             nn.init.xavier_uniform_(parameter, generator=generator)

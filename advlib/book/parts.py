@@ -10,7 +10,7 @@ from torch.nn.utils import skip_init
 from advlib import fast
 from advlib.attacks.common import budget, check_attack_input
 from advlib.checks import Bounds, check_count, check_number
-from advlib.models import MOST, Normalize
+from advlib.models import MOST, Normalize, glorot
 from advlib.runtime import evaluation_mode, source_of, uniform
 
 
@@ -85,13 +85,7 @@ def deep_net(*, generator: torch.Generator) -> nn.Sequential:
         # a maximum of ReLUs is the ReLU of the maximum, which costs a quarter
         layers += [skip_init(nn.Conv2d, after, after, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
     layers += [nn.Flatten(), skip_init(nn.Linear, 32 * 7 * 7, 128), nn.ReLU()]
-    net = nn.Sequential(*layers, skip_init(nn.Linear, 128, 10))
-    for name, parameter in net.named_parameters():
-        if name.endswith("weight"):
-            nn.init.xavier_uniform_(parameter, generator=generator)
-        else:
-            nn.init.zeros_(parameter)
-    return net.to(memory_format=torch.channels_last)
+    return glorot(nn.Sequential(*layers, skip_init(nn.Linear, 128, 10)), generator)
 
 
 def shifted(x: Tensor, *, generator: torch.Generator, most: int = 4) -> Tensor:
