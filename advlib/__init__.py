@@ -5,6 +5,7 @@ from advlib import losses as losses
 from advlib.attacks import apgd, autoattack, bim, fgsm, input_gradient, pgd, square
 from advlib.data import Batches, Images, load_data
 from advlib.evaluation import accuracy, correct, predict, robust_accuracy, wilson_interval
+from advlib.masking import self_test
 from advlib.models import Normalize, digit_net
 from advlib.report import Report, robustness_report
 from advlib.runtime import evaluation_mode, pick_device, seed_everything
@@ -40,6 +41,7 @@ __all__ = [
     "robust_accuracy",
     "robustness_report",
     "seed_everything",
+    "self_test",
     "square",
     "verify",
     "wilson_interval",

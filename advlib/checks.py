@@ -64,8 +64,8 @@ def check_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
-def check_function(name: str, value: Any, *given: str, hint: str = "") -> None:
-    """Accept what can be called with the arguments `given`, by place."""
+def check_function(name: str, value: Any, *given: str, hint: str = "", **named: Any) -> None:
+    """Accept what can be called with the arguments `given`, by place, and `named`."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {type(value).__name__}")
     try:
@@ -73,7 +73,7 @@ def check_function(name: str, value: Any, *given: str, hint: str = "") -> None:
     except ValueError:  # a function of C's that does not tell
         return
     try:
-        parameters.bind(*given)
+        parameters.bind(*given, **named)
         if not isinstance(getattr(value, "model", None), nn.Module) or "model" in str(parameters):
             return
         problem = "it has a model of its own, as torchattacks' have"

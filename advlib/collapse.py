@@ -10,6 +10,8 @@ Reference: Wong et al., ICLR 2020, arXiv:2001.03994.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +46,11 @@ def fgsm_against_pgd(
     x, y = check_attack_input(model, x, y, bounds)
     eps, steps = check_number("eps", eps), check_count("steps", steps)
     batches = Batches(x, y)
-    generator = torch.Generator().manual_seed(0)
-
-    def many(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return pgd(
-            model, x, y, eps=eps, alpha=eps / 4, steps=steps, bounds=bounds, generator=generator
-        )
-
-    def one(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return fgsm(model, x, y, eps=eps, bounds=bounds)
-
+    ball: dict[str, Any] = {"eps": eps, "bounds": bounds}
+    source = torch.Generator().manual_seed(0)
+    many = partial(pgd, **ball, alpha=eps / 4, steps=steps, generator=source)
     return {
-        "fgsm": accuracy(model, batches, attack=one),
+        "fgsm": accuracy(model, batches, attack=partial(fgsm, **ball)),
         "pgd": accuracy(model, batches, attack=many),
     }
 

@@ -6,26 +6,13 @@ from 0 at the first iteration to 1 after the last. Each one here brings its own 
 TypeError or ValueError for an argument of the wrong type or range.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advlib import fast
-from advlib.attacks.common import check_attack_input, project, scaled
-from advlib.checks import (
-    Attack,
-    Bounds,
-    called,
-    check_attack,
-    check_attacked,
-    check_classes,
-    check_count,
-    check_number,
-    pulled_back,
-    refuse_nan,
-)
+from advlib.attacks.common import check_attack_input, project
+from advlib.checks import Bounds, called, check_classes, check_count, check_number
 from advlib.runtime import evaluation_mode, uniform
 from advlib.verification import interval_logits
 
@@ -52,7 +39,10 @@ def trades_loss(
     sign steps of `alpha` from close to `x`, makes it large. A larger `beta` costs clean accuracy.
     Reference: Zhang et al., ICML 2019, arXiv:1901.08573.
     """
-    x, y = _check(model, x, y, progress, bounds, generator, eps=eps, alpha=alpha, beta=beta)
+    check_number("progress", progress, maximum=1)
+    for name, value in (("eps", eps), ("alpha", alpha), ("beta", beta)):
+        check_number(name, value)
+    x, y = check_attack_input(model, x, y, bounds, generator=generator)
     steps = check_count("steps", steps)
     with evaluation_mode(model):
         scores = fast.logits(model, x)
@@ -73,47 +63,6 @@ def _divergence(scores: Tensor, log_p: Tensor) -> Tensor:
     return F.kl_div(scores.log_softmax(1), log_p, reduction="none", log_target=True).sum(1)
 
 
-def grad_align_loss(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    progress: float = 0.0,
-    *,
-    attack: Attack,
-    eps: float,
-    weight: float,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Cross-entropy of attacked images, plus `weight` times how much the gradient turns nearby.
-
-    That is one minus the cosine between the loss gradient at `x` and at a random point of its
-    eps-ball. Where the two agree, one step of FGSM does what many would, and FGSM training does not
-    collapse. `attack` is usually a partial of `fgsm`.
-    Reference: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617.
-    """
-    check_attack("attack", attack)
-    x, y = _check(model, x, y, progress, None, generator, eps=eps, weight=weight)
-    # the gradient at x is the reference: only the one nearby is asked to turn
-    here = _slope(model, x, y)
-    there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
-    # tinier ones overflow when what scales them is differentiated: such an image is left out
-    steep = there.detach().flatten(1).abs().amax(1) > torch.finfo(there.dtype).tiny ** 0.75
-    # scaled, because cosine_similarity takes tiny vectors for zero
-    here, there = scaled(here[steep]).flatten(1), scaled(there[steep]).flatten(1)
-    turned = 1 - F.cosine_similarity(here, there, dim=1)
-    x_adv = check_attacked("attack", attack(model, x.clone(), y), x)
-    return F.cross_entropy(model(x_adv), y) + weight * turned.sum() / len(x)
-
-
-def _slope(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
-    x = x.detach().requires_grad_()
-    scores = called(model, x)
-    check_classes(scores, y)
-    refuse_nan(scores)
-    loss = F.cross_entropy(scores, y, reduction="sum")
-    return pulled_back(loss, x, create_graph=create_graph)
-
-
 def interval_loss(
     model: nn.Module,
     x: Tensor,
@@ -130,17 +79,9 @@ def interval_loss(
     whose robustness `advlib.verify` can prove. Raises ValueError for a layer without known bounds.
     Reference: Gowal et al., ICCV 2019, arXiv:1810.12715.
     """
-    x, y = _check(model, x, y, progress, bounds, None, eps=eps)
+    eps, progress = check_number("eps", eps), check_number("progress", progress, maximum=1)
+    x, y = check_attack_input(model, x, y, bounds)
     grown = min(max((progress - WARM_UP) / (FULL_SIZE - WARM_UP), 0.0), 1.0)
     worst = interval_logits(model, x, y, eps=grown * eps, bounds=bounds)
     share = grown / 2
     return (1 - share) * F.cross_entropy(called(model, x), y) + share * F.cross_entropy(worst, y)
-
-
-def _check(
-    model: Any, x: Any, y: Any, progress: Any, bounds: Any, generator: Any, **numbers: Any
-) -> tuple[Tensor, Tensor]:
-    check_number("progress", progress, maximum=1)
-    for name, value in numbers.items():
-        check_number(name, value)
-    return check_attack_input(model, x, y, bounds, generator=generator)

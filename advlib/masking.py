@@ -1,17 +1,19 @@
 """Signs that an attack was fooled: masked gradients, and other mistakes of an evaluation."""
 
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advlib import fast
 from advlib.attacks import bim, input_gradient, pgd
-from advlib.attacks.common import BALLS, leads, project
-from advlib.checks import Bounds
+from advlib.attacks.common import BALLS, check_attack_input, leads, project
+from advlib.checks import Bounds, check_attacked, check_classes, check_function, check_number
 from advlib.evaluation import correct
 from advlib.runtime import evaluation_mode, uniform
 
@@ -26,6 +28,13 @@ class Check:
     suspicious: bool
     found: str
     meaning: str
+
+    def __str__(self) -> str:
+        """Say what was found, and what that means if it is a sign of a mistake."""
+        wrap = partial(textwrap.wrap, width=78, subsequent_indent=" " * 8)
+        lines = wrap(f"{'LOOK' if self.suspicious else 'ok  '}  {self.name}: {self.found}")
+        more = wrap(self.meaning, initial_indent=" " * 6) if self.suspicious else []
+        return "\n".join(lines + more)
 
 
 def signs(
@@ -77,8 +86,7 @@ def signs(
         if eps > 0:  # a tenth of it along the gradient, and in a random direction
             small = eps / 10
             along = bim(model, x, y, eps=small, alpha=small, steps=1, norm=norm, bounds=bounds)
-            noise = BALLS[norm].steepest(uniform(x, torch.Generator().manual_seed(seed)))
-            aside = project(x + small * noise, x, small, bounds, norm)
+            aside = _noisy(x, small, norm, bounds, seed)
             flat = _mean(leads(fast.logits(model, along), y) >= leads(fast.logits(model, aside), y))
             look(
                 "the loss surface is flat or torn",
@@ -115,8 +123,7 @@ def signs(
                 f"{missed:.1%} of images fall to Square alone",
                 "whoever sees gradients knows more, and should not lose: they are masked",
             )
-        low, high = bounds or (x.min().item(), x.max().item())
-        far = (high - low) * (1.0 if norm == "linf" else math.sqrt(x[0].numel()))
+        far = _any_image(x, norm, bounds)
         anything = partial(climb, eps=far, alpha=far / 10, steps=40)
         right = _mean(correct(model, [(x, y)], attack=anything))
         look(
@@ -126,6 +133,78 @@ def signs(
             "with the whole picture free anything can be broken: the attack does not work here",
         )
     return checks
+
+
+def self_test(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    attack: Callable[..., Tensor] | None = None,
+    norm: str = "linf",
+    bounds: Bounds = (0.0, 1.0),
+) -> list[Check]:
+    """Look whether an attack, or one on a defence, does what must hold before its numbers count.
+
+    `attack(model, x, y, eps=...)`, by default PGD, changes nothing with no budget; within `eps` it
+    stays inside ball and `bounds` and lowers the true class's lead, further than noise does; if
+    anything is allowed it breaks all. Where a good attack fails, `model` masks its gradient.
+    Arguments and errors otherwise as in `robustness_report`; each check can be printed.
+    Reference: Carlini et al., 2019, arXiv:1902.06705.
+    """
+    x, y = check_attack_input(model, x, y, bounds, norm)
+    eps = check_number("eps", eps)
+    ball: dict[str, Any] = {"norm": norm, "bounds": bounds}
+    if attack is not None:
+        check_function("attack", attack, "model", "x", "y", eps=eps)
+
+    def attacked(size: float) -> Tensor:
+        source = torch.Generator().manual_seed(0)
+        own = partial(pgd, **ball, alpha=size / 10, steps=40, generator=source)
+        return check_attacked("attack", (attack or own)(model, x.clone(), y, eps=size), x)
+
+    with evaluation_mode(model):
+        same, near, far = attacked(0.0), attacked(eps), attacked(_any_image(x, norm, bounds))
+        shown = (x, near, _noisy(x, eps, norm, bounds, 0), far)
+        scores = [fast.logits(model, images) for images in shown]
+    check_classes(scores[0], y)
+    clean, attack_leads, noise_leads, last = (leads(logits, y) for logits in scores)
+    moved, outside = (same - x).abs().max().item(), overstep(near, x, eps, **ball)
+    down, right = _mean(attack_leads < clean), _mean(last > 0)
+    under, beside = attack_leads.mean().item(), noise_leads.mean().item()
+    told = f"true class leads by {under:.3g} under attack, {beside:.3g} under noise, on average"
+    blind = "the attack goes astray, or the model hides its gradient"
+    return [
+        Check("eps 0 changes nothing", moved > 1e-4, f"pixels move by {moved:.2g}", "eps is lost"),
+        Check("images stay in ball and range", bool(outside), outside or "they do", "project them"),
+        Check("the loss rises", down < 0.9, f"true class leads by less on {down:.1%}", blind),
+        Check("noise of the same size does less", under >= beside, told, blind),
+        Check("with a huge eps nothing stands", right > 0.05, f"accuracy {right:.3f}", blind),
+    ]
+
+
+def overstep(x_adv: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds) -> str:
+    """Say how an attack took more than it may; nothing if it did not."""
+    change = (x_adv - x).flatten(1)
+    size = (change.norm(dim=1) if norm == "l2" else change.abs().amax(1)).max()
+    rounding = torch.finfo(x.dtype).eps * x.abs().max() * change.shape[1] ** 0.5
+    if size > 1.0001 * eps + 4 * rounding:
+        return f"changed an image by {size:.4g}, more than eps={eps:g}"
+    if bounds is not None and ((x_adv < bounds[0]) | (x_adv > bounds[1])).any():
+        return f"left the pixel range {bounds}"
+    return ""
+
+
+def _noisy(x: Tensor, eps: float, norm: str, bounds: Bounds, seed: int) -> Tensor:
+    noise = BALLS[norm].steepest(uniform(x, torch.Generator().manual_seed(seed)))
+    return project(x + eps * noise, x, eps, bounds, norm)
+
+
+def _any_image(x: Tensor, norm: str, bounds: Bounds) -> float:
+    """The budget that allows any image."""
+    low, high = bounds or (x.min().item(), x.max().item())
+    return (high - low) * (1.0 if norm == "linf" else math.sqrt(x[0].numel()))
 
 
 def _mean(which: Tensor) -> float:

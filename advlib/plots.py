@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from advlib import fast
 from advlib.checks import (
     Bounds,
     check_bounds,
@@ -17,9 +18,10 @@ from advlib.checks import (
     check_labels,
     check_list,
     check_mapping,
+    check_model,
     check_numbers,
 )
-from advlib.evaluation import predict
+from advlib.runtime import evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,25 +61,29 @@ def show_images(
 def show_predictions(
     model: nn.Module, x: Tensor, y: Tensor, *, columns: int = 4, classes: Sequence[str] = ()
 ) -> "Figure":
-    """Show each image under what `model` takes it for: ✓ and blue if right, ✗ and red if wrong.
+    """Show each image under what `model` takes it for, ✓ and blue if right, ✗ and red if wrong.
 
-    `x` are images (n, c, h, w), c 1 or 3, in [0, 1], `y` their labels, int64 (n,), `classes` the
-    classes' names, by default numbers. Raises TypeError or ValueError for a wrong argument.
+    Below stands the answer's softmax. `x` are images (n, c, h, w), c 1 or 3, in [0, 1], `y` labels,
+    int64 (n,), `classes` their names, by default numbers. Raises TypeError or ValueError.
     """
     x = _check_pictures(x)
     y = check_labels(y, x)
     check_count("columns", columns)
     check_list("classes", classes, "names")
-    predictions = predict(model, x).tolist()
+    check_model(model)
+    with evaluation_mode(model):
+        sure, read = fast.logits(model, x).softmax(1).max(1)
+    predictions = read.tolist()
     if classes and len(classes) <= max(predictions):
         raise ValueError(f"classes must name class {max(predictions)}, got {len(classes)} names")
     axes, figure = _grid(len(x), columns)
-    pairs = zip(axes, x.detach().cpu(), predictions, y.tolist(), strict=False)
-    for axis, image, prediction, label in pairs:
+    rows = zip(axes, x.detach().cpu(), predictions, sure.tolist(), y.tolist(), strict=False)
+    for axis, image, prediction, confidence, label in rows:
         _draw(axis, image)
         name = classes[prediction] if classes else str(prediction)
         mark, colour = ("✓", BLUE) if prediction == label else ("✗", RED)
-        axis.set_title(f"{name} {mark}", color=colour, fontsize=11, fontweight="bold")
+        title = f"{name} {mark}\n{min(int(1000 * confidence), 999) / 10} %"  # rounded down
+        axis.set_title(title, color=colour, fontsize=9, fontweight="bold", linespacing=1.0)
     return figure
 
 

@@ -1,7 +1,6 @@
 """The robustness report: attacks from weak to strong, intervals, and a search for masking."""
 
 import json
-import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from advlib.checks import (
 )
 from advlib.data import Batches
 from advlib.evaluation import correct, wilson_interval
-from advlib.masking import Check, signs
+from advlib.masking import Check, overstep, signs
 from advlib.runtime import evaluation_mode
 
 if TYPE_CHECKING:
@@ -36,13 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One attack's result.
+    """One attack's result: the fraction of all images that stay right, and its 95 % interval.
 
-    Attributes:
-        attack: its name; "none" for the images as they are, "worst case" for all together.
-        accuracy: fraction of all images that stay right.
-        interval: 95 % Wilson interval of it, (low, high).
-        seconds: time it took.
+    `attack` is its name; "none" for images as they are, "worst case" for all attacks together.
     """
 
     attack: str
@@ -56,9 +51,7 @@ class Report:
     """What `robustness_report` found. `print(report)` shows it as a table.
 
     Attributes:
-        images: how many images were attacked.
-        eps: budget, in pixel units.
-        norm: "linf" or "l2".
+        images: how many were attacked; `eps` and `norm` say within which ball.
         rows: clean accuracy first, then each attack's, the worst case last.
         broken_by: the first row that broke each image; "none" if wrong unattacked, "" if it stands.
         checks: what was looked for, and whether it was found.
@@ -109,13 +102,7 @@ class Report:
             low, high = row.interval
             numbers = f"{row.accuracy:8.4f}  {low:.4f}-{high:.4f}  {first:>11}  {row.seconds:7.1f}"
             lines.append(f"{row.attack:<{width}}  {numbers}")
-        lines.append("")
-        wrap = partial(textwrap.wrap, width=78, subsequent_indent=" " * 8)
-        for check in self.checks:
-            lines += wrap(f"{'LOOK' if check.suspicious else 'ok  '}  {check.name}: {check.found}")
-            if check.suspicious:
-                lines += wrap(check.meaning, initial_indent=" " * 6)
-        return "\n".join(lines)
+        return "\n".join([*lines, "", *map(str, self.checks)])
 
 
 def robustness_report(
@@ -215,16 +202,10 @@ def _held(
     name: str, attack: Attack, ball: dict[str, Any], model: nn.Module, x: Tensor, y: Tensor
 ) -> Tensor:
     """Run an attack, and refuse what it returns if it took more than it may."""
-    eps, norm, bounds = ball["eps"], ball["norm"], ball["bounds"]
     x_adv = attack(model, x.clone(), y)
     check_attacked(f"attacks[{name!r}]", x_adv, x)
-    change = (x_adv - x).flatten(1)
-    size = (change.norm(dim=1) if norm == "l2" else change.abs().amax(1)).max()
-    rounding = torch.finfo(x.dtype).eps * x.abs().max() * change.shape[1] ** 0.5
-    if size > 1.0001 * eps + 4 * rounding:
-        raise ValueError(f"attacks[{name!r}] changed an image by {size:.4g}, more than eps={eps:g}")
-    if bounds is not None and ((x_adv < bounds[0]) | (x_adv > bounds[1])).any():
-        raise ValueError(f"attacks[{name!r}] left the pixel range {bounds}")
+    if wrong := overstep(x_adv, x, **ball):
+        raise ValueError(f"attacks[{name!r}] {wrong}")
     return x_adv
 
 

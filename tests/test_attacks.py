@@ -14,7 +14,6 @@ from torch import nn
 
 import advlib
 from advlib import apgd, autoattack, bim, fgsm, input_gradient, pgd, predict, square
-from advlib.book.parts import n_fgsm
 
 EPS = 0.1
 DOUBLE = torch.float64
@@ -26,7 +25,7 @@ PGD = partial(pgd, eps=EPS, alpha=0.03, steps=3, restarts=2)
 APGD = partial(apgd, eps=EPS, steps=6)
 SQUARE = partial(square, eps=EPS, queries=12)
 AUTO = partial(autoattack, eps=EPS, steps=4, queries=6)
-ATTACKS = {"fgsm": FGSM, "fgsm-random": FGSM_RANDOM, "n-fgsm": partial(n_fgsm, eps=EPS)}
+ATTACKS = {"fgsm": FGSM, "fgsm-random": FGSM_RANDOM}
 ATTACKS |= {"bim": BIM, "early-exit": EARLY, "pgd": PGD, "pgd-l2": partial(PGD, norm="l2")}
 ATTACKS |= {"apgd": APGD, "apgd-l2": partial(APGD, norm="l2")}
 ATTACKS |= {"apgd-dlr": partial(APGD, loss="dlr"), "square": SQUARE, "autoattack": AUTO}
@@ -84,18 +83,6 @@ def test_fgsm_takes_one_signed_step_and_targeted_the_opposite_one():
     torch.testing.assert_close(fgsm(model, x, y, eps=EPS), x + EPS * sign)
     torch.testing.assert_close(fgsm(model, x, y, eps=EPS, targeted=True), x - EPS * sign)
     torch.testing.assert_close(fgsm(model, x, y, eps=EPS, alpha=0.04), x + 0.04 * sign)
-
-
-def test_n_fgsm_adds_noise_and_one_step_and_leaves_the_ball():
-    w, y = weights(2, 16), labels(classes=2)
-    model, x = linear(w, DOUBLE), images(dtype=DOUBLE)
-    found = n_fgsm(model, x, y, eps=0.1, bounds=None, generator=seeded())
-    noise = 0.2 * (2 * torch.rand(x.shape, generator=seeded(), dtype=DOUBLE) - 1)
-    towards = ((w[1] - w[0]).sign() * (1 - 2 * y[:, None])).view_as(x)
-    torch.testing.assert_close(found, x + noise + 0.1 * towards)
-    assert (found - x).abs().max() > 0.25
-    without = n_fgsm(model, x, y, eps=0.1, noise=0.0)
-    torch.testing.assert_close(without, fgsm(model, x, y, eps=0.1))
 
 
 @pytest.mark.parametrize("attack", [FGSM, FGSM_RANDOM, BIM, PGD])
@@ -276,7 +263,7 @@ def test_a_generators_seed_decides_what_is_drawn(attack):
 
 
 def test_threat_model_has_no_defaults_and_is_keyword_only():
-    for attack in (fgsm, n_fgsm, apgd, square, autoattack, bim, pgd):
+    for attack in (fgsm, apgd, square, autoattack, bim, pgd):
         needed = ["eps", "alpha", "steps"] if attack in (bim, pgd) else ["eps"]
         first, *rest = list(inspect.signature(attack).parameters.values())[2:]
         assert first.name == "y"

@@ -173,6 +173,7 @@ ANSWERING = MODULE.and_bad(*WRONG, *HOLLOW)
 DIFFERENTIABLE = ANSWERING.and_bad(*UNMOVED)
 KNOWN = DIFFERENTIABLE.and_bad(*late(LAYERS, lambda layer: nn.Sequential(layer, *PLAIN)))
 NO_ATTACKS = [*but("class", "module", "none"), lambda x, y: x, mock.Mock(model=NET), advlib.fgsm]
+TRIED = Kind([*NO_ATTACKS[:-1], lambda model, x, y: x])
 NO_IMAGES = [*map(returning, [
     lambda x: x[1:], lambda x: x[..., :1], lambda x: x[None], lambda x: x.tolist(), lambda x: None,
     Tensor.numpy, lambda x: (x, x), Tensor.double, Tensor.int, lambda x: 0, lambda x: x > 0,
@@ -252,10 +253,10 @@ MORE: dict[str, dict[str, tuple[Kind, Any]]] = {
     "load_data": {"name": (choice("digits", "mnist"), "digits"), "root": (PATH, FOLDER)},
     "Batches": {"x": (ANY_IMAGES.early(), X), "y": (LABELS.early(), Y)},
     "robustness_report": REPORTED | {"eps": NUMBER, "seed": (count(0), 1)},
+    "self_test": ANSWER | {"eps": NUMBER, "attack": (TRIED, lambda model, x, y, eps: x.clone())},
     **dict.fromkeys(("verify", "output_bounds", "verification.margin_bounds"), PROVEN),
     "verification.interval_logits": PROVEN | {"x": (IMAGES.early(), X)},
     "losses.interval_loss": PROVEN, "losses.trades_loss": CALM | {"eps": NUMBER, "alpha": NUMBER},
-    "losses.grad_align_loss": CALM | {"eps": NUMBER, "x": (ANY_IMAGES, X)},
     "collapse.fgsm_against_pgd": {"eps": NUMBER},
     "load_checkpoint": {"model": (MODULE.and_bad(*late([small_net()])), plain_net)},
     "plots.show_images": {"x": (ANY_IMAGES.early().and_bad(X[0]), X)},

@@ -9,7 +9,8 @@ from conftest import equal, images, labels, linear, seeded
 from torch import nn
 
 from advlib import Batches, fgsm, fit
-from advlib.losses import FULL_SIZE, WARM_UP, grad_align_loss, interval_loss, trades_loss
+from advlib.book.parts import grad_align_loss
+from advlib.losses import FULL_SIZE, WARM_UP, interval_loss, trades_loss
 from advlib.verification import margin_bounds
 
 DOUBLE = torch.float64

@@ -9,7 +9,7 @@ import torch
 from conftest import images, labels, linear, small_net, untouched
 from test_strong_attacks import Behind
 
-from advlib import bim, fgsm, predict, robustness_report, wilson_interval
+from advlib import bim, fgsm, pgd, predict, robustness_report, self_test, wilson_interval
 from advlib.report import standard_attacks
 
 NET = small_net().eval()
@@ -142,3 +142,38 @@ def test_signs_that_need_certain_attacks_are_left_out_without_them():
     assert report.worst_case == report.clean == 0
     assert set(report.broken_by) == {"none"}
     assert names(report.checks) == {PROBABILITIES, RANDOM}
+
+
+EPS_0, INSIDE, RISES = "eps 0 changes nothing", "images stay in ball and range", "the loss rises"
+NOISE, HUGE = "noise of the same size does less", "with a huge eps nothing stands"
+FOUR = partial(pgd, steps=40, random_start=False)
+
+
+def downhill(model, x, y, *, eps):
+    return FOUR(model, x, y, eps=eps, alpha=eps / 10, targeted=True)
+
+
+@pytest.mark.parametrize(
+    ("attack", "failed"),
+    [
+        (None, set()),
+        (lambda model, x, y, eps: FOUR(model, x, y, eps=eps, alpha=eps / 10), set()),
+        (lambda model, x, y, eps: x, {RISES, NOISE, HUGE}),
+        (downhill, {RISES, NOISE, HUGE}),
+        (lambda model, x, y, eps: bim(model, x, y, eps=0.1, alpha=0.01, steps=20), {EPS_0, HUGE}),
+        (lambda model, x, y, eps: fgsm(model, x, y, eps=1.5 * eps), {INSIDE}),
+        (partial(fgsm, bounds=None), {INSIDE}),
+    ],
+)
+def test_an_attack_of_ones_own_is_tested(attack, failed):
+    x, y = X.clamp(0.02, 0.98), Y
+    checks = self_test(NET, x, y, eps=0.1, attack=attack)
+    assert names(checks) == {EPS_0, INSIDE, RISES, NOISE, HUGE}
+    assert names(c for c in checks if c.suspicious) == failed
+    assert all(str(c).startswith("LOOK" if c.suspicious else "ok") for c in checks)
+
+
+def test_a_defence_that_hides_its_gradient_fails_the_self_test():
+    step = Wrapped(lambda x: (x * 4).round() / 4)
+    assert names(c for c in self_test(step, X, Y, eps=0.1) if c.suspicious) >= {RISES, NOISE}
+    assert not any(c.suspicious for c in self_test(NET, X, Y, eps=0.5, norm="l2"))

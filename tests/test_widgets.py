@@ -59,7 +59,7 @@ def test_every_step_is_that_of_bim_to_the_bit_for_each_network(channels, bounds,
         for k, (attacked, logits, drawn_eps) in enumerate(shown, 1):
             assert drawn_eps == eps
             for name, model in models.items():
-                x_adv = bim(model, image, label, eps=eps, alpha=eps / 8, steps=k, bounds=bounds)
+                x_adv = bim(model, image, label, eps=eps, alpha=eps / 10, steps=k, bounds=bounds)
                 assert torch.equal(attacked[name], x_adv)
                 assert torch.equal(logits[name], model.eval()(x_adv))
 
@@ -69,7 +69,7 @@ def test_the_status_and_the_alternative_text_say_what_the_networks_take_it_for()
     hands.attack.click()
     said = []
     for name, model in NETS.items():
-        x_adv = bim(model, X[:1], Y[:1], eps=0.3, alpha=0.3 / 8, steps=2)
+        x_adv = bim(model, X[:1], Y[:1], eps=0.3, alpha=0.3 / 10, steps=2)
         answer = int(model.eval()(x_adv).argmax())
         verdict = "right ✓" if answer == Y[0] else "wrong ✗"
         said.append(f"{name}: {['cat', '<dog>', 'eel'][answer]}, {verdict}")

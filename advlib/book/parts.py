@@ -1,4 +1,4 @@
-"""Parts of the book's recipes: two deeper networks, N-FGSM, and shifts and mirrors of images."""
+"""Parts of the book's recipes: two deeper networks, GradAlign, and what is done to images."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from advlib import fast
-from advlib.attacks.common import budget, check_attack_input
-from advlib.checks import Bounds, check_count, check_number
+from advlib.attacks import bim
+from advlib.attacks.common import check_attack_input, scaled
+from advlib.checks import (
+    Attack,
+    called,
+    check_attack,
+    check_attacked,
+    check_classes,
+    check_count,
+    check_number,
+    pulled_back,
+    refuse_nan,
+)
 from advlib.models import MOST, Normalize, glorot
-from advlib.runtime import evaluation_mode, source_of, uniform
+from advlib.runtime import source_of, uniform
 
 
 class _Block(nn.Module):
@@ -110,33 +120,70 @@ def shifted(x: Tensor, *, generator: torch.Generator, most: int = 4) -> Tensor:
     return moved.permute(0, 3, 1, 2)
 
 
-def n_fgsm(
+def with_noise(
+    model: nn.Module, x: Tensor, y: Tensor, *, sigma: float, generator: torch.Generator
+) -> Tensor:
+    """Add Gaussian noise of standard deviation `sigma` to images (n, ...), and clip nothing.
+
+    It stands where an attack would, in training for randomized smoothing.
+    Reference: Cohen et al., ICML 2019, arXiv:1902.02918.
+    """
+    noise = torch.randn(x.shape, generator=generator, device=generator.device)
+    return x + sigma * noise.to(x)
+
+
+def relabelled(
+    net: nn.Module, x: Tensor, y: Tensor, *, eps: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Turn images (n, c, h, w) into training images for random labels, by an attack on `net`.
+
+    Each image gets a label drawn at random, whatever it shows, and twenty steps of targeted BIM
+    towards it. What it shows then says nothing about its label; what was added does.
+    Reference: Ilyas et al., NeurIPS 2019, arXiv:1905.02175.
+    """
+    labels = torch.randint(0, 10, y.shape, generator=generator, device=generator.device).to(y)
+    changed = bim(net, x, labels, eps=eps, alpha=eps / 8, steps=20, targeted=True)
+    return changed, labels
+
+
+def grad_align_loss(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
+    progress: float = 0.0,
     *,
-    eps: float | Tensor,
-    alpha: float | Tensor | None = None,
-    noise: float = 2.0,
-    bounds: Bounds = (0.0, 1.0),
+    attack: Attack,
+    eps: float,
+    weight: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Noise of size `noise` times eps, then one signed step of `alpha` (default eps): N-FGSM.
+    """Cross-entropy of attacked images, plus `weight` times how much the gradient turns nearby.
 
-    It is made for training, not for testing: nothing is clipped to the eps-ball, so that the
-    change may reach `noise * eps + alpha`. With `bounds` pixels stay in their range.
-
-    Reference: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
+    That is one minus the cosine between the loss gradient at `x` and at a random point of its
+    eps-ball. Where the two agree, one step of FGSM does what many would, and FGSM training does not
+    collapse. `attack` is usually a partial of `fgsm`.
+    Reference: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617.
     """
-    x, y = check_attack_input(model, x, y, bounds, generator=generator)
-    noise = check_number("noise", noise)
-    eps = budget("eps", eps, x)
-    alpha = eps if alpha is None else budget("alpha", alpha, x)
+    check_attack("attack", attack)
+    for name, value in (("progress", progress), ("eps", eps), ("weight", weight)):
+        check_number(name, value)
+    x, y = check_attack_input(model, x, y, generator=generator)
+    # the gradient at x is the reference: only the one nearby is asked to turn
+    here = _slope(model, x, y)
+    there = _slope(model, x + eps * uniform(x, generator), y, create_graph=True)
+    # tinier ones overflow when what scales them is differentiated: such an image is left out
+    steep = there.detach().flatten(1).abs().amax(1) > torch.finfo(there.dtype).tiny ** 0.75
+    # scaled, because cosine_similarity takes tiny vectors for zero
+    here, there = scaled(here[steep]).flatten(1), scaled(there[steep]).flatten(1)
+    turned = 1 - F.cosine_similarity(here, there, dim=1)
+    x_adv = check_attacked("attack", attack(model, x.clone(), y), x)
+    return F.cross_entropy(model(x_adv), y) + weight * turned.sum() / len(x)
 
-    def inside(image: Tensor) -> Tensor:
-        return image if bounds is None else image.clamp(*bounds)
 
-    noisy = inside(x + noise * eps * uniform(x, generator))
-    with evaluation_mode(model):
-        slopes = fast.gradient(model, noisy, y)[1]
-    return inside(noisy + alpha * slopes.sign().to(x.dtype))
+def _slope(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+    x = x.detach().requires_grad_()
+    scores = called(model, x)
+    check_classes(scores, y)
+    refuse_nan(scores)
+    loss = F.cross_entropy(scores, y, reduction="sum")
+    return pulled_back(loss, x, create_graph=create_graph)
