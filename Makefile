@@ -71,6 +71,7 @@ results: $(STAMP) ## train and attack again for the book's numbers, into book/re
 	$(BIN)/python -m advlib results
 	$(BIN)/python -m advlib report
 	$(BIN)/python -m advlib sandwich
+	$(BIN)/python -m advlib smoothing
 	$(BIN)/python -m tools.readme_table
 
 # torchattacks wants an old requests that Sphinx refuses, so the other libraries live apart

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Notes, equal, global_rng
+import torch
+from conftest import Notes, equal, global_rng, seeded
 
-from advlib import Images, bim, fgsm, load_data, pgd
-from advlib.book import commands, recipes
+from advlib import Images, bim, fgsm, load_data, pgd, predict
+from advlib.book import commands, parts, recipes, trained
 from advlib.book.recipes import Recipe, reports_table, results, results_table, train
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,24 @@ def test_each_method_trains_another_network(few_images):
         nets.append(net)
     with pytest.raises(ValueError, match=r"^method must be one of"):
         replace(tiny, method="fgms")
+
+
+def test_relabelled_images_are_close_and_their_labels_say_nothing_of_what_they_show(few_images):
+    x, y = few_images[0].x, few_images[0].y
+    net = trained.network("standard", device="cpu")
+    found, labels = parts.relabelled(net, x, y, eps=0.1, generator=seeded())
+    assert torch.equal(labels, torch.randint(0, 10, y.shape, generator=seeded()))
+    assert ((found - x).abs().amax((1, 2, 3)) - 0.1).abs().max() < 1e-5
+    before, after = ((predict(net, images) == labels).sum() for images in (x, found))
+    assert after > 20 > before
+
+
+def test_noise_is_gaussian_of_its_size_and_not_clipped():
+    x = torch.zeros(40, 1, 28, 28)
+    noise = parts.with_noise(None, x, None, sigma=0.25, generator=seeded())
+    assert noise.std().item() == pytest.approx(0.25, rel=0.02)
+    assert noise.mean().abs() < 0.01
+    assert (noise.abs() > 0.5).float().mean().item() == pytest.approx(0.0455, abs=0.005)
 
 
 @pytest.fixture

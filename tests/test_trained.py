@@ -36,7 +36,9 @@ def test_a_file_is_whole_and_as_good_as_the_index_says(name):
     recipe, found, told = recipes.SHIPPED[name], trained.load(name), trained.index()[name]
     assert trained.history(name) == found.history
     assert len(found.history.loss) == recipe.epochs * -(-recipe.images // recipe.batch_size)
-    assert set(found.history.metrics) == ({"fgsm", "pgd"} if recipe.eps else set())
+    watched = recipe.watch(DIGITS[1]) is not None
+    assert watched == (recipe.eps > 0 and recipe.method != "noise")
+    assert set(found.history.metrics) == ({"fgsm", "pgd"} if watched else set())
     assert all(len(values) == recipe.epochs for values in found.history.metrics.values())
     assert min(found.seconds, len(found.machine), len(found.torch)) > 0
     assert (found.net is None) == (name in recipes.HISTORIES)
@@ -130,8 +132,8 @@ def test_what_is_made_is_what_its_recipe_trains(tiny, capsys):
         assert name == "past" or equal(found.net, net if name == "one" else net.half().float())
     with pytest.raises(ValueError, match=r"^name must .* of 'past' the history is kept"):
         trained.network("past")
-    assert list(trained.index()["past"]) == ["sha256", "fgsm", "pgd"]
-    assert capsys.readouterr().out.count("new -> ") == 4
+    assert list(trained.index()["past"]) == ["sha256", "clean", "bim", "fgsm", "pgd"]
+    assert capsys.readouterr().out.count("new -> ") == 6
 
 
 def test_a_check_reports_a_difference_fails_and_writes_nothing(tiny, monkeypatch, capsys):

@@ -26,7 +26,8 @@ attacked = advlib.bim(net, x, y, eps=0.1, alpha=0.05, steps=2)
 assert 0.09 < (attacked - x).abs().max() < 0.11
 for name in recipes.SHIPPED:
     found = trained.load(name)
-    assert found.net is None or (advlib.predict(found.net, x) == y).float().mean() > 0.7, name
+    least = trained.index()[name].get("clean", 1) - 0.2
+    assert found.net is None or (advlib.predict(found.net, x) == y).float().mean() > least, name
 paths = {module.__file__ for name, module in sys.modules.items() if name.startswith("advlib")}
 assert all(path.startswith(sys.argv[1]) for path in paths), paths
 """

@@ -1,7 +1,7 @@
 """What the book ships and shows, made again: run these from the root of the book's repository.
 
 `networks` trains what ships in `advlib.book.trained`. `results` trains and attacks, `report`
-attacks more strongly, and `sandwich` proves, for the numbers in the book's JSON files.
+attacks more strongly, `sandwich` and `smoothing` prove, for the numbers in the book's JSON files.
 """
 
 import argparse
@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor, nn
 
-from advlib import load_data, robustness_report, verify
+from advlib import bim, load_data, robustness_report, verify
 from advlib.book import recipes, trained
+from advlib.book.smoothing import Smoothed, certify, votes
 from advlib.runtime import pick_device
 from advlib.verification import margin_bounds
 
 TEST_IMAGES = 5000
 BUDGETS = [0.01, 0.02, 0.03, 0.05, 0.1, 0.15]
+RADII = [0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 0.6, 1.0, 1.5]
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,10 +46,13 @@ def main() -> None:
     report = commands.add_parser("report", help="robustness reports, into book/reports.json")
     report.add_argument("--images", type=whole(1, TEST_IMAGES), default=1000)
     between = commands.add_parser("sandwich", help="attacks and proofs, into book/sandwich.json")
-    between.add_argument("--images", type=whole(1, TEST_IMAGES), default=100)
-    for command, out in ((results, "results"), (report, "reports"), (between, "sandwich")):
+    between.add_argument("--images", type=whole(1, TEST_IMAGES), default=500)
+    chance = commands.add_parser("smoothing", help="certified by noise, into book/smoothing.json")
+    chance.add_argument("--images", type=whole(1, TEST_IMAGES), default=500)
+    made = {"results": results, "reports": report, "sandwich": between, "smoothing": chance}
+    for out, command in made.items():
         command.add_argument("--out", type=output, default=f"book/{out}.json")
-    for command in (networks, results, report, between):
+    for command in (networks, *made.values()):
         command.add_argument(
             "--device", type=present, help="cpu, cuda, ... (default: the best one present)"
         )
@@ -63,8 +69,10 @@ def main() -> None:
         print(recipes.results_table(found))
     elif arguments.command == "report":
         found = reports(arguments.images, device)
-    else:
+    elif arguments.command == "sandwich":
         found = sandwich(arguments.images, device)
+    else:
+        found = smoothing(arguments.images, device)
     unfinished = arguments.out.with_suffix(".partial")
     unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, arguments.out)
@@ -135,3 +143,58 @@ def sandwich(images: int, device: str | None) -> dict[str, Any]:
             print(f"{name}, eps {eps}: {found}, {int(by_intervals.sum())} by intervals", flush=True)
     made = {"images": images, "machine": recipes.machine(device), "torch": torch.__version__}
     return {**made, "eps": BUDGETS, "networks": lines}
+
+
+def smoothing(images: int, device: str | None) -> dict[str, Any]:
+    """Certify chapter 12's networks on the first test images: by votes under noise, and by CROWN.
+
+    A line has a fraction of the images for each of `RADII`, which is the size of an l2 ball or of
+    an linf ball; what CROWN proves of the latter holds for the former. The attack is on the
+    smoothed network, in l2, and is judged by 100 votes; it has none for the smallest radii.
+    """
+    test = load_data(device=device)[1]
+    x, y = test.x[:images], test.y[:images]
+    noisy, provable = (trained.network(name, device=device) for name in ("noisy", "provable"))
+    sigma, samples, draw = recipes.NOISY.eps, 1000, torch.Generator().manual_seed(0)
+    answers, radii = certify(noisy, x, sigma=sigma, samples=samples, generator=draw)
+    right = answers == y
+    across = x[0].numel() ** 0.5  # an l2 ball of this radius holds a box of half-width 1
+    lines: dict[str, list[float | None]] = {
+        "smoothing, l2": [_share(right & (radii > size)) for size in RADII],
+        "smoothing, linf": [_share(right & (radii > across * size)) for size in RADII],
+        "CROWN, provable": _proven(provable, x, y),
+        "CROWN, noisy": _proven(noisy, x, y),
+        "attack, l2": [None] * len(RADII),
+    }
+    broken = torch.zeros_like(right)
+    for i, size in enumerate(RADII):
+        if size >= 0.25:
+            target = Smoothed(noisy, sigma=sigma, draws=8)
+            found = bim(target, x, y, eps=size, alpha=size / 4, steps=10, norm="l2")
+            counts = votes(noisy, found, sigma=sigma, samples=100, generator=draw)
+            wrong = counts.argmax(1) != y
+            broken |= wrong & right & (radii > size)
+            lines["attack, l2"][i] = _share(~wrong)
+            print(f"l2 radius {size}: {int(wrong.sum())} of {images} broken", flush=True)
+    made = {"images": images, "machine": recipes.machine(device), "torch": torch.__version__}
+    counted = {
+        "abstained": int((answers < 0).sum()),
+        "certified and misread": int(((answers != y) & (answers >= 0)).sum()),
+        "certified and broken": int(broken.sum()),
+    }
+    return {**made, "samples": samples, **counted, "radii": RADII, "lines": lines}
+
+
+def _share(which: Tensor) -> float:
+    return round(which.float().mean().item(), 4)
+
+
+def _proven(net: nn.Module, x: Tensor, y: Tensor) -> list[float | None]:
+    """Fractions of the images that CROWN proves for each of `RADII` and all smaller ones."""
+    left, shares = torch.arange(len(x), device=x.device), list[float | None]()
+    for size in RADII:
+        if len(left):
+            left = left[margin_bounds(net, x[left], y[left], size) > 0]
+        shares.append(round(len(left) / len(x), 4))
+        print(f"linf eps {size}: {len(left)} of {len(x)} proven", flush=True)
+    return shares

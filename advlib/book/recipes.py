@@ -12,7 +12,14 @@ from torch import nn
 
 from advlib import losses
 from advlib.attacks import bim, fgsm, pgd
-from advlib.book.parts import deep_net, n_fgsm, preact_resnet18, shifted
+from advlib.book.parts import (
+    deep_net,
+    grad_align_loss,
+    preact_resnet18,
+    relabelled,
+    shifted,
+    with_noise,
+)
 from advlib.checks import Attack, Bounds, check_choice, check_device
 from advlib.collapse import fgsm_against_pgd
 from advlib.data import Batches, Images, load_data
@@ -21,7 +28,7 @@ from advlib.models import digit_net
 from advlib.training import History, Loss, TrainingMonitor, cyclic, fit
 
 EPS = 0.1
-METHODS = ("fgsm", "n-fgsm", "pgd", "trades", "grad-align", "interval")
+METHODS = ("fgsm", "pgd", "trades", "grad-align", "interval", "noise")
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "digit-net": digit_net,
     "deep-net": deep_net,
@@ -42,11 +49,14 @@ class Recipe:
 
     Otherwise `method` says how: "fgsm" attacks each batch by one step of size `alpha`, inside
     `eps`, from a random start or none, clipped to `bounds` or not; "pgd" by `steps` steps, together
-    2.5 eps long; "n-fgsm", "trades", "grad-align" and "interval" as in `n_fgsm` and
-    `advlib.losses`. With `cyclic`, `lr` is the peak of `advlib.cyclic`. `augment` shifts and
-    mirrors the images. `precision` "mixed" computes in half precision where that is safe: float16
-    on CUDA, bfloat16 elsewhere. `start` names a network of `advlib.book.trained` to begin from,
-    instead of random weights.
+    2.5 eps long; "trades" and "interval" as in `advlib.losses`, "grad-align" as in
+    `advlib.book.parts`; "noise" adds Gaussian noise of standard deviation `eps` instead. With
+    `cyclic`, `lr` is the peak of `advlib.cyclic`. `augment` shifts and mirrors the images.
+    `precision` "mixed" computes in half precision where that is safe: float16 on CUDA, bfloat16
+    elsewhere. `start` names a network of `advlib.book.trained` to begin from, instead of random
+    weights. `relabel` is a budget: the standard network attacks the images within it towards random
+    labels, and those are learned; see `advlib.book.parts.relabelled`. With `random_labels` the same
+    labels are learned where that budget is 0, and the images stay as they are.
     """
 
     seed: int = 0
@@ -68,6 +78,8 @@ class Recipe:
     precision: str = "float32"
     steps: int = 10
     start: str = ""
+    relabel: float = 0.0
+    random_labels: bool = False
 
     def __post_init__(self) -> None:
         """Refuse words that would silently mean something else; `fit` checks the numbers."""
@@ -85,15 +97,16 @@ class Recipe:
     def watch(self, test_set: Images) -> Callable[[nn.Module], dict[str, float]] | None:
         """Return what adversarial training is watched by, on 200 test images."""
         x, y = test_set.x[:200], test_set.y[:200]
-        return partial(fgsm_against_pgd, x=x, y=y, eps=self.eps) if self.eps else None
+        watched = self.eps and self.method != "noise"
+        return partial(fgsm_against_pgd, x=x, y=y, eps=self.eps) if watched else None
 
     def attack(self, generator: torch.Generator) -> Attack | None:
         """Return the attack of this training, drawing from `generator`; None if it needs none."""
         ball: dict[str, Any] = {"eps": self.eps, "bounds": self.bounds, "generator": generator}
-        if self.eps == 0 or self.method not in ("fgsm", "n-fgsm", "pgd"):
+        if self.eps == 0 or self.method not in ("fgsm", "pgd", "noise"):
             return None
-        if self.method == "n-fgsm":
-            return partial(n_fgsm, **ball)
+        if self.method == "noise":
+            return partial(with_noise, sigma=self.eps, generator=generator)
         if self.method == "pgd":
             return partial(pgd, **ball, alpha=2.5 * self.eps / self.steps, steps=self.steps)
         return partial(fgsm, **ball, alpha=self.alpha, random_start=self.random_start)
@@ -113,7 +126,7 @@ class Recipe:
         if self.method == "grad-align":
             attack: Any = replace(self, method="fgsm").attack(generator)
             return partial(
-                losses.grad_align_loss, attack=attack, eps=self.eps, weight=1.0, generator=generator
+                grad_align_loss, attack=attack, eps=self.eps, weight=1.0, generator=generator
             )
         if self.method == "interval":
             return partial(losses.interval_loss, eps=self.eps, bounds=self.bounds)
@@ -123,6 +136,11 @@ class Recipe:
         """Train `net` on the first images of `train_set`; `options` as in `advlib.fit`."""
         generator = torch.Generator().manual_seed(self.seed)
         x, y = train_set.x[: self.images], train_set.y[: self.images]
+        if self.relabel or self.random_labels:
+            from advlib.book import trained  # it imports this module
+
+            standard = trained.network("standard", device=x.device)
+            x, y = relabelled(standard, x, y, eps=self.relabel, generator=generator)
         half = torch.float16 if x.is_cuda else torch.bfloat16
         return fit(
             net,
@@ -147,6 +165,12 @@ FAST = replace(ROBUST, epochs=4, batch_size=50, lr=0.1, cyclic=True)
 FAST_LONG = replace(FAST, epochs=15)
 # its robustness can be proven (chapter 9)
 PROVABLE = Recipe(eps=EPS, method="interval", epochs=8, batch_size=50, lr=0.05)
+# to be certified by sampling (chapter 12)
+NOISY = replace(FAST, eps=0.25, method="noise", epochs=8)
+# knows the digits from what an attack added alone (chapter 11)
+RELABELLED = Recipe(relabel=EPS, epochs=6, batch_size=50, lr=0.05, cyclic=True)
+# too few images: robust on them and not on others (the page "Train on")
+SMALL_SET = replace(ROBUST, images=500, epochs=60, batch_size=50, lr=0.02, method="pgd", steps=4)
 # after Wong et al., ICLR 2020, arXiv:2001.03994
 CIFAR10 = Recipe(
     data="cifar10",
@@ -173,9 +197,12 @@ VARIANTS = {
     "brief-step-of-eps": replace(BRIEF, alpha=EPS),
     "no-start": replace(FURTHER, alpha=EPS, random_start=False),
     "random-start": FURTHER,
-    "n-fgsm": replace(FURTHER, method="n-fgsm"),
+    "trades": replace(FURTHER, method="trades"),
     "grad-align": replace(FURTHER, method="grad-align", alpha=EPS, random_start=False),
     "few-steps": replace(FURTHER, method="pgd", steps=2),
+    "relabelled": RELABELLED,
+    "control": replace(RELABELLED, relabel=0.0, random_labels=True),
+    "small-set": SMALL_SET,
 }
 SEEDED = {
     f"{name}-{seed}": replace(recipe, seed=seed)
@@ -185,14 +212,14 @@ SEEDED = {
 # "collapsed" is "no-start-0" at its worst
 SHIPPED = (
     {"standard": STANDARD, "robust": ROBUST, "provable": PROVABLE, "fast": FAST}
-    | {"fast-long": FAST_LONG, "deep": DEEP}
+    | {"fast-long": FAST_LONG, "deep": DEEP, "noisy": NOISY}
     | {"collapsed": replace(SEEDED["no-start-0"], epochs=10)}
     | SEEDED
 )
 """What `advlib.book.trained` has ready, and `make networks` trains again."""
 HALF = (
-    *("fast", "fast-long", "deep", "collapsed"),
-    *(name for name in SEEDED if name.startswith(("no-start", "random-start"))),
+    *("fast", "fast-long", "deep", "noisy", "collapsed"),
+    *(name for name in SEEDED if name.startswith(("no-start", "random-start", "relabelled"))),
 )
 """Of these the weights are kept in half precision."""
 HISTORIES = tuple(name for name in SEEDED if name not in HALF)
@@ -205,6 +232,7 @@ def train(
     device: str | None = None,
     monitor: TrainingMonitor | None = None,
     checkpoint: str | Path | None = None,
+    watched: bool = True,
 ) -> tuple[nn.Sequential, History]:
     """Train a network by `recipe`; also return its history. `advlib.book.trained` has some ready.
 
@@ -213,14 +241,14 @@ def train(
 
     Adversarial training is watched: History.metrics holds "fgsm" and "pgd", the accuracies after
     each epoch on 200 test images under one step and under a 10-step PGD. The watch draws from a
-    generator of its own, and so changes nothing about the network.
+    generator of its own, and so changes nothing about the network; `watched=False` saves its time.
 
     A run that is interrupted returns the network trained so far.
     """
     target = check_device("device", device)
     net = recipe.net().to(target)
     train_set, test_set = load_data(recipe.data, device=target)
-    watch = recipe.watch(test_set)
+    watch = recipe.watch(test_set) if watched else None
     return net, recipe.fit(net, train_set, evaluate=watch, monitor=monitor, checkpoint=checkpoint)
 
 

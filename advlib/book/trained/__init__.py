@@ -130,15 +130,15 @@ def make(names: Iterable[str], *, device: str | None = None, check: bool = False
         seconds = time.process_time() - began
         if name in recipes.HALF:
             net.half().float()
+        now = measured(net)
         if name in recipes.HISTORIES:
-            now = {kind: values[-1] for kind, values in history.metrics.items()}
-        else:
-            now = measured(net)
+            now |= {kind: values[-1] for kind, values in history.metrics.items()}
         known = index() if (FOLDER / "index.json").exists() else {}
         old = known.get(name, {})
         words = ", ".join(f"{kind} {old.get(kind, 'new')} -> {now[kind]}" for kind in now)
         print(f"{name}: {words}, {seconds:.0f} s", flush=True)
-        if any(abs(now[kind] - old.get(kind, 2.0)) > MARGIN for kind in now):
+        shared = now.keys() & old.keys()
+        if not old or any(abs(now[kind] - old[kind]) > MARGIN for kind in shared):
             differ.append(name)
         if check:
             continue
