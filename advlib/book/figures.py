@@ -4,10 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from advlib.plots import BLUE, GREEN, ORANGE, RED, SERIES, _draw, _single, _subplots
+from advlib import fast
+from advlib.attacks import input_gradient
+from advlib.book import smoothing
+from advlib.evaluation import predict
+from advlib.plots import BLUE, ORANGE, RED, SERIES, _draw, _single, _subplots
+from advlib.runtime import evaluation_mode
+from advlib.verification import output_bounds
+
+SHADES = ("#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#999999", "#DDDDDD")
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,18 +66,13 @@ def attack_view(
         limits: the pixels that are drawn black and white.
         classes: the classes' names, their numbers by default.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
-    colours = LinearSegmentedColormap.from_list("change", [BLUE, "white", ORANGE])
     low, high = limits
     figure, axes = _subplots(len(attacked), 3, figsize=(7.2, 2.5 * len(attacked)))
     clean, label = x[0].detach().cpu().float(), int(y)
     for row, name in zip(axes, attacked, strict=True):
         image = attacked[name][0].detach().cpu().float()
         _draw(row[0], ((image - low) / (high - low)).clamp(0, 1))
-        most = eps or 1.0
-        row[1].imshow((image - clean).mean(0).numpy(), cmap=colours, vmin=-most, vmax=most)
-        row[1].set(xticks=[], yticks=[])
+        _draw_change(row[1], image - clean, eps or 1.0)
         likely, found = (
             logits[name][0].detach().cpu().float().softmax(0).topk(min(10, logits[name].shape[1]))
         )
@@ -91,6 +97,112 @@ def attack_view(
     return figure
 
 
+def plane(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    reach: float = 1.0,
+    points: int = 41,
+    along: nn.Module | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Look at `net` around one image (1, c, h, w), along its FGSM step and random signs.
+
+    Returns the positions from -reach to reach, in eps, and loss and prediction at each pair of
+    them, (points, points): rows go along the random signs, columns along the FGSM step. Pixels are
+    not clipped, so that the plane is flat. The eps-ball's cut is where the sizes of row and column
+    add up to 1 at most, as each pixel moves by the sum of both. `along` is the network whose FGSM
+    step it is, `net` itself by default.
+    """
+    places = torch.linspace(-reach, reach, points).to(x)
+    ahead = eps * input_gradient(along or net, x, y).sign()
+    coin = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x) - 0.5
+    aside = eps * coin.sign()
+    grid = places.view(-1, 1, 1, 1, 1) * aside + places.view(1, -1, 1, 1, 1) * ahead
+    images = (x + grid).flatten(0, 1)
+    with evaluation_mode(net):
+        logits = fast.logits(net, images)
+    loss = F.cross_entropy(logits, y.expand(len(logits)), reduction="none")
+    shape = (points, points)
+    return places.cpu(), loss.view(shape).cpu(), logits.argmax(1).view(shape).cpu()
+
+
+def loss_surfaces(
+    nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, *, eps: float, reach: float = 1.0
+) -> "Figure":
+    """Draw each network's loss over the plane of its FGSM step and random signs, as hills.
+
+    `x` is one image (1, c, h, w), or one for each network, `y` as many labels. Blue is read right,
+    orange wrong; all hills are to the same scale.
+    """
+    from matplotlib.colors import to_rgb
+
+    x, y = x.expand(len(nets), *x.shape[1:]), y.expand(len(nets))
+    figure, axes = _subplots(
+        1, len(nets), figsize=(2.7 * len(nets) + 0.2, 2.8), subplot_kw={"projection": "3d"}
+    )
+    each = zip(nets.values(), x.split(1), y.split(1), strict=True)
+    found = [plane(net, image, label, eps=eps, reach=reach) for net, image, label in each]
+    top = max(float(loss.max()) for _, loss, _ in found)
+    shown = zip(axes.flat, nets, y, found, strict=True)
+    for axis, name, label, (places, loss, read) in shown:
+        ahead, aside = torch.meshgrid(places, places, indexing="xy")
+        wrong = (read != int(label)).numpy()[..., None]
+        colours = np.where(wrong, to_rgb(ORANGE), to_rgb(BLUE))
+        axis.plot_surface(
+            ahead.numpy(),
+            aside.numpy(),
+            loss.numpy(),
+            facecolors=colours,
+            rcount=41,
+            ccount=41,
+            linewidth=0.2,
+            edgecolor="white",
+            shade=True,
+        )
+        axis.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1], zlim=(0, top))
+        axis.set(xlabel="along FGSM", ylabel="random signs", title=f"loss, {name}")
+        axis.set_box_aspect((1, 1, 0.8), zoom=0.8)  # constrained layout sees no labels of 3D axes
+        axis.view_init(elev=28, azim=-125)
+    return figure
+
+
+def decision_map(
+    nets: Mapping[str, nn.Module],
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    reach: float = 2.0,
+    along: nn.Module | None = None,
+) -> "Figure":
+    """Draw what each network reads on the plane of its FGSM step and random signs.
+
+    The true digit's region is blue, the others are pale, with their digits; the diamond is the
+    plane's cut through the eps-ball. `along` as in `plane`: with it all maps are of one plane.
+    """
+    from matplotlib.colors import to_rgb
+
+    figure, axes = _subplots(1, len(nets), figsize=(2.9 * len(nets) + 0.3, 3.2))
+    for axis, (name, net) in zip(axes.flat, nets.items(), strict=True):
+        places, _, read = plane(net, x, y, eps=eps, reach=reach, points=81, along=along)
+        values = read.unique().tolist()
+        others = [v for v in values if v != int(y)]
+        table = {v: SHADES[i % len(SHADES)] for i, v in enumerate(others)} | {int(y): BLUE}
+        picture = np.array([[to_rgb(table[int(v)]) for v in row] for row in read])
+        axis.imshow(picture, origin="lower", extent=(-reach, reach) * 2, alpha=0.75)
+        for v in values:
+            down, across = (read == v).nonzero().float().median(0).values.long().tolist()
+            if (read == v).sum() > 60:
+                axis.text(places[across], places[down], str(v), ha="center", va="center", size=13)
+        axis.plot([1, 0, -1, 0, 1], [0, 1, 0, -1, 0], color="black", linewidth=1.5)
+        axis.plot(0, 0, "k.")
+        axis.set(title=name, xlabel="along FGSM, in eps")
+    axes[0, 0].set_ylabel("random signs, in eps")
+    return figure
+
+
 def bars(values: Mapping[str, Mapping[str, float]], *, xlabel: str, digits: int = 1) -> "Figure":
     """Show groups of horizontal bars, each with its number: group name, bar name, length."""
     names = list(dict.fromkeys(name for group in values.values() for name in group))
@@ -112,12 +224,16 @@ def bars(values: Mapping[str, Mapping[str, float]], *, xlabel: str, digits: int 
 
 def panels(
     values: Sequence[float],
-    lines: Mapping[str, Mapping[str, Sequence[float]]],
+    lines: Mapping[str, Mapping[str, Sequence[float | None]]],
     *,
     xlabel: str,
     ylabel: str,
+    log: bool = False,
 ) -> "Figure":
-    """Show a panel per name, and in it up to four lines by name against `values`, from 0 to 1."""
+    """Show a panel per name, and in it up to four lines by name against `values`, from 0 to 1.
+
+    A line has a gap where it is None. With `log` the axis of `values` is logarithmic.
+    """
     # below each other, as the text of panels side by side would be too small on a phone
     figure, axes = _subplots(len(lines), 1, figsize=(5, 2.1 * len(lines) + 0.8), sharex=True)
     for axis, (title, panel) in zip(axes[:, 0], lines.items(), strict=True):
@@ -127,10 +243,15 @@ def panels(
         axis.set(title=title, ylabel=ylabel, ylim=(-0.03, 1.03))
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1, 0].set_xlabel(xlabel)
+    if all(isinstance(value, int) for value in values):
+        axes[-1, 0].locator_params(axis="x", integer=True)
+    if log:
+        axes[-1, 0].set_xscale("log")
+    names = axes[0, 0].get_legend_handles_labels()
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(),
+        *names,
         frameon=False,
-        ncols=len(SERIES),
+        ncols=2 if max(map(len, names[1])) > 12 else len(SERIES),
         loc="outside lower center",
     )
     return figure
@@ -220,32 +341,46 @@ def linear_margin(w: Tensor, b: float, x: Tensor, *, eps: float) -> "Figure":
     return figure
 
 
-def projection_picture(eps: float = 0.1, alpha: float = 0.06, steps: int = 4) -> "Figure":
-    """Draw BIM in two pixels: steps along the sign, and projections where one leaves the ball."""
+def two_pixel_network() -> nn.Module:
+    """Make the network of two pixels and two hidden units that a page shows; class 0 is right."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    values = [[-7.0, 6], [2, -4]], [-2.3, 1.6], [[1.1, 1.2], [0, 0]], [0.5, 0.0]
+    with torch.no_grad():
+        for parameter, value in zip(net.parameters(), values, strict=True):
+            parameter.copy_(torch.tensor(value))
+    return net.requires_grad_(False).eval()
+
+
+def two_pixel_attacks(net: nn.Module, x: Tensor, paths: Mapping[str, Tensor]) -> "Figure":
+    """Draw what `net` makes of all images of two pixels, and ways of attacks from `x`, (2,).
+
+    The ways, (steps, 2), run inside the eps-square of their farthest point, which is drawn too.
+    """
     from matplotlib.patches import Rectangle
 
-    figure, axis = _single(figsize=(4.6, 4.2))
-    axis.add_patch(Rectangle((-eps, -eps), 2 * eps, 2 * eps, fill=False, color=BLUE, linewidth=2))
-    signs = [(1, 1), (1, -1), (1, 1), (-1, 1)]
-    point = (0.0, 0.0)
-    for k in range(steps):
-        sign = signs[k % len(signs)]
-        step = (point[0] + alpha * sign[0], point[1] + alpha * sign[1])
-        inside = (max(-eps, min(eps, step[0])), max(-eps, min(eps, step[1])))
-        _arrow(axis, point, step, RED, "-")
-        if inside != step:
-            _arrow(axis, step, inside, GREEN, ":")
-        point = inside
-    axis.plot(0, 0, "ko")
-    axis.plot(*point, "k*", markersize=12)
-    axis.annotate("x", (0, 0), textcoords="offset points", xytext=(-12, -12))
-    axis.annotate("$x_{adv}$", point, textcoords="offset points", xytext=(-34, 8))
-    axis.plot([], [], color=RED, label="step along the sign")
-    axis.plot([], [], color=GREEN, linestyle=":", label="projection")
-    axis.plot([], [], color=BLUE, label=r"eps-ball: $|x_{adv}-x| \leq$ eps")
-    axis.set(xlabel="change of pixel 1", ylabel="change of pixel 2", aspect="equal")
-    axis.set(xlim=(-1.4 * eps, 1.9 * eps), ylim=(-1.4 * eps, 1.6 * eps))
-    figure.legend(frameon=False, loc="outside lower center", fontsize=9)
+    figure, axis = _single(figsize=(4.6, 4.6))
+    side = torch.linspace(0, 1, 201)
+    across, up = torch.meshgrid(side, side, indexing="xy")
+    with torch.no_grad():
+        logits = net(torch.stack([across, up], 2))
+    margin = (logits[..., 0] - logits[..., 1]).numpy()
+    axis.contourf(side, side, margin, levels=[-1e9, 0, 1e9], colors=[ORANGE, BLUE], alpha=0.25)
+    axis.contour(side, side, margin, levels=[0], colors="black")
+    inner = margin[15:-15, 35:-35]  # room for the words
+    for name, place in (("wrong side", inner.argmin()), ("right side", inner.argmax())):
+        row, column = divmod(int(place), inner.shape[1])
+        across_at, up_at = float(side[column + 35]), float(side[row + 15])
+        axis.text(across_at, up_at, name, ha="center", va="center")
+    eps = max(float((path - x).abs().max()) for path in paths.values())
+    low = (float(x[0]) - eps, float(x[1]) - eps)
+    axis.add_patch(Rectangle(low, 2 * eps, 2 * eps, fill=False, color=BLUE, linewidth=2))
+    looks = ("X", "--", RED, 10), ("o", "-", "black", 3)
+    for (name, path), (marker, style, colour, size) in zip(paths.items(), looks, strict=False):
+        (way,) = axis.plot(*path.T, color=colour, linestyle=style, label=name)
+        way.set(marker=marker, markersize=size, markevery=slice(1, None))
+    axis.plot(*x, "k*", markersize=13, label="the image")
+    axis.set(xlabel="pixel 1", ylabel="pixel 2", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -254,3 +389,235 @@ def _arrow(
 ) -> None:
     arrow = {"arrowstyle": "->", "color": colour, "linestyle": style, "linewidth": 1.8}
     axis.annotate("", xy=end, xytext=start, arrowprops=arrow)
+
+
+def with_guess(figure: "Figure", guess: Mapping[float, float]) -> "Figure":
+    """Mark on a figure of curves what the reader guessed: value on the x axis to accuracy."""
+    axis = figure.axes[0]
+    axis.plot(list(guess), list(guess.values()), "kX", markersize=9, label="guess")
+    axis.legend(frameon=False)
+    return figure
+
+
+def curve(values: Sequence[float], line: Sequence[float], *, xlabel: str, ylabel: str) -> "Figure":
+    """Draw one line of any numbers against `values`."""
+    figure, axis = _single(figsize=(6, 3))
+    axis.plot(values, line, color=BLUE, marker="o")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def logit_intervals(
+    nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, budgets: Sequence[float]
+) -> "Figure":
+    """Draw what each logit of one image (1, c, h, w) can be: a row per budget, a column per net.
+
+    Broad grey bars are bounds by intervals, narrow ones CROWN's, blue for the class `y`, orange for
+    the others. The dotted line stands at its lowest logit; a title has ✓ if all others stay below.
+    """
+    shape, true = (len(budgets), len(nets)), int(y)
+    figure, axes = _subplots(*shape, figsize=(5.6, 1.8 * len(budgets) + 0.6), sharex="col")
+    for column, (name, net) in zip(axes.T, nets.items(), strict=True):
+        for axis, eps in zip(column, budgets, strict=True):
+            box = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+            for method, height in (("interval", 0.9), ("crown", 0.45)):
+                low, high = (b[0].cpu() for b in output_bounds(net, *box, method=method))
+                colours = [BLUE if k == true else RED for k in range(len(low))]
+                colours = ["silver"] * len(low) if method == "interval" else colours
+                axis.barh(range(len(low)), high - low, height, left=low, color=colours)
+            others = torch.cat([high[:true], high[true + 1 :]])
+            axis.axvline(low[true], color=BLUE, linestyle=":", linewidth=1.2)
+            mark = "✓" if low[true] > others.max() else "✗"
+            axis.set_title(f"{name}, eps {eps} {mark}", fontsize=10)
+            axis.set_yticks(range(len(low)))
+            axis.tick_params(labelsize=8)
+            axis.invert_yaxis()
+        column[-1].set_xlabel("logit")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("class")
+    return figure
+
+
+def certified_circle(
+    net: nn.Module, x: Tensor, ahead: Tensor, *, sigma: float, radius: float, reach: float
+) -> "Figure":
+    """Draw what `net` answers around one image (1, c, h, w), and its smoothed version, in l2.
+
+    The plane is spanned by the direction `ahead`, in the shape of `x`, and a random one at right
+    angles to it. Blue is the answer at `x`, orange another one; for the smoothed network the colour
+    is the share of 100 votes, with a line at one half. The circle has the certified `radius`.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Circle
+
+    draw = torch.Generator().manual_seed(0)
+    coin = torch.randn(x.shape, generator=draw).to(x)
+    ahead = ahead / ahead.norm()
+    aside = coin - (coin * ahead).sum() * ahead
+    colours = LinearSegmentedColormap.from_list("votes", [RED, "white", BLUE])
+    answer = predict(net, x)
+    figure, axes = _subplots(1, 2, figsize=(6, 3.3), sharey=True)
+    for axis, title, points in zip(axes[0], ("base", "smoothed"), (41, 13), strict=True):
+        places = torch.linspace(-reach, reach, points).to(x).view(-1, 1, 1, 1)
+        images = (places.unsqueeze(1) * aside / aside.norm() + places * ahead + x).flatten(0, 1)
+        if title == "base":
+            shares = (predict(net, images) == answer).float()
+        else:
+            counts = smoothing.votes(net, images, sigma=sigma, samples=100, generator=draw)
+            shares = counts[:, answer].flatten() / 100
+        side = places.flatten().cpu()
+        picture = shares.view(points, points).cpu()
+        axis.contourf(side, side, picture, 20, cmap=colours, vmin=0, vmax=1)
+        axis.contour(side, side, picture, [0.5], colors="black", linestyles="--")
+        axis.add_patch(Circle((0, 0), radius, fill=False, color="black", linewidth=2))
+        axis.plot(0, 0, "k.")
+        axis.set(title=f"{title} network", xlabel="along the attack", aspect="equal")
+    axes[0, 0].set_ylabel("at right angles to it")
+    return figure
+
+
+def answers(votes: Mapping[str, Tensor], label: int) -> "Figure":
+    """Draw how often each class was answered, (classes,): a histogram per name.
+
+    The class `label` is blue and has a ✓, the others are orange.
+    """
+    figure, axes = _subplots(1, len(votes), figsize=(2.9 * len(votes), 2.6), sharey=True)
+    for axis, (name, counts) in zip(axes[0], votes.items(), strict=True):
+        classes = range(len(counts))
+        colours = [BLUE if k == label else RED for k in classes]
+        axis.bar(classes, counts.tolist(), color=colours)
+        axis.set_xticks(classes, [f"{k}\n✓" if k == label else str(k) for k in classes])
+        axis.set(title=name, xlabel="answer")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("votes")
+    return figure
+
+
+def two_ways(
+    nets: Mapping[str, nn.Module],
+    x: Tensor,
+    y: Tensor,
+    ways: Mapping[str, Tensor],
+    *,
+    points: int = 61,
+) -> "Figure":
+    """Draw each network's loss and answers on the plane through an image and two attacked ones.
+
+    `x` is one image (1, c, h, w), `y` its label, `ways` holds two attacked images by name, one eps
+    from it. Where the true digit is read the plane is blue, elsewhere orange; lines join points of
+    one loss; within the plane the eps-ball ends at the dashed line.
+    """
+    (across, first), (up, second) = ways.items()
+    figure, axes = _subplots(1, len(nets), figsize=(3 * len(nets), 3.2), sharey=True)
+    places = torch.linspace(-0.15, 1.15, points).to(x)
+    right, ahead = places.view(1, -1, 1, 1, 1), places.view(-1, 1, 1, 1, 1)
+    images = (x + right * (first - x) + ahead * (second - x)).flatten(0, 1)
+    at = places.cpu().numpy()
+    for axis, (name, net) in zip(axes.flat, nets.items(), strict=True):
+        with evaluation_mode(net):
+            logits = fast.logits(net, images)
+        loss = F.cross_entropy(logits, y.expand(len(logits)), reduction="none").cpu()
+        wrong = (logits.argmax(1) != y).float().view(points, points).cpu()
+        axis.contourf(at, at, wrong, levels=[-1, 0.5, 2], colors=[BLUE, RED], alpha=0.35)
+        hills = loss.clamp_min(1e-6).view(points, points)
+        lines = axis.contour(at, at, hills, levels=[0.01, 0.1, 1, 4], colors="black", linewidths=1)
+        axis.clabel(lines, fmt="%g", fontsize=9)
+        axis.plot([1, 0], [0, 1], color="black", linestyle="--", linewidth=1)
+        for place, sign, word in ((0, 0), "o", "image"), ((1, 0), "s", across), ((0, 1), "^", up):
+            axis.plot(*place, "k", marker=sign)
+            axis.annotate(word, place, textcoords="offset points", xytext=(0, -13), ha="center")
+        axis.set(title=name, aspect="equal", xticks=[0, 1], yticks=[0, 1], xlabel=f"to {across}")
+    axes[0, 0].set_ylabel(f"to {up}")
+    return figure
+
+
+def surest(net: nn.Module, x: Tensor, x_adv: Tensor) -> int:
+    """Return which image's reading changes where `net` is surest of it before and after."""
+    with evaluation_mode(net):
+        before, after = (fast.logits(net, images).topk(2, dim=1) for images in (x, x_adv))
+    margins = [found.values[:, 0] - found.values[:, 1] for found in (before, after)]
+    changed = before.indices[:, 0] != after.indices[:, 0]
+    return int((torch.minimum(*margins) * changed).argmax())
+
+
+def one_change(
+    net: nn.Module, x: Tensor, x_adv: Tensor, *, magnified: int = 5, width: float = 6.6
+) -> "Figure":
+    """Show an image (1, c, h, w) and its change, magnified, and the sum, each with words below.
+
+    They say what `net` reads and how sure it is; the first reading counts as right.
+    """
+    with evaluation_mode(net):
+        sure, read = fast.logits(net, torch.cat([x, x_adv])).softmax(1).max(1)
+    large, small = 4 * width, 2.5 * width
+    figure, axes = _subplots(1, 3, figsize=(width, 0.42 * width))
+    figure.get_layout_engine().set(wspace=0.1)
+    _draw(axes[0, 0], x[0].detach().cpu())
+    _draw_change(axes[0, 1], magnified * (x_adv - x)[0].detach().cpu(), 0.5)
+    _draw(axes[0, 2], x_adv[0].detach().cpu())
+    percents = [f"{min(int(1000 * p), 999) / 10} % sure" for p in sure.tolist()]  # rounded down
+    words = [
+        (f"a {read[0]} ✓", percents[0], BLUE),
+        ("change", f"magnified {magnified} times", "black"),
+        (f"a {read[1]} ✗", percents[1], RED),
+    ]
+    for axis, (above, below, colour) in zip(axes[0], words, strict=True):
+        place = {"transform": axis.transAxes, "ha": "center", "va": "top", "color": colour}
+        axis.text(0.5, -0.05, above, size=large, weight="bold", **place)
+        axis.text(0.5, -0.27, below, size=small, **place)
+    for axis, sign in zip(axes[0], "+=", strict=False):
+        place = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+        axis.text(1.14, 0.5, sign, size=large, **place)
+    return figure
+
+
+def _draw_change(axis: "Axes", change: Tensor, most: float) -> None:
+    """Draw a change of (c, h, w), orange where brighter and blue where darker, in a thin frame."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("change", [BLUE, "white", ORANGE])
+    axis.imshow(change.mean(0).numpy(), cmap=colours, vmin=-most, vmax=most)
+    axis.set(xticks=[], yticks=[])
+
+
+def four_numbers(accuracies: Mapping[str, Mapping[str, float]]) -> "Figure":
+    """Show, for each network and each kind of images, how many of 100 squares are read right.
+
+    Blue is right, hatched orange wrong; the square at the border may be cut, so the area is exact.
+    """
+    figure, axes = _subplots(1, len(accuracies), figsize=(3 * len(accuracies), 2.4))
+    for axis, (name, kinds) in zip(axes[0], accuracies.items(), strict=True):
+        ticks = {}
+        for i, (kind, fraction) in enumerate(kinds.items()):
+            columns = np.arange(10) + 12 * i + 0.5
+            right = (100 * fraction - 10 * np.arange(10)).clip(0, 10)
+            axis.bar(columns, right, width=1, color=BLUE)
+            axis.bar(columns, 10 - right, 1, right, color=RED, hatch="////", edgecolor="white")
+            axis.vlines(np.arange(11) + 12 * i, 0, 10, color="white", linewidth=1.5)
+            axis.hlines(np.arange(11), 12 * i, 12 * i + 10, color="white", linewidth=1.5)
+            ticks[12 * i + 5] = f"{100 * fraction:.1f} %\n{kind}"
+        axis.set_xticks(list(ticks), list(ticks.values()), size=13)
+        axis.set_title(name, size=14, weight="bold")
+        axis.set(yticks=[], aspect="equal")
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    return figure
+
+
+def running_sum(w: Tensor, margin: float, *, eps: float) -> "Figure":
+    """Draw what a linear margin loses, pixel by pixel: against the weights `w` (n,), and at random.
+
+    Every pixel moves by `eps`; the dashed line is the margin to lose.
+    """
+    w = w.detach().cpu().float()
+    coin = torch.rand(w.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    figure, axis = _single(figsize=(5.5, 3.4))
+    for signs, label, colour, style in (
+        (w.sign(), "against each weight's sign", RED, "-"),
+        (coin.sign(), "random signs", BLUE, ":"),
+    ):
+        axis.plot(eps * (signs * w).cumsum(0), color=colour, linestyle=style, label=label)
+    axis.axhline(margin, color="black", linestyle="--", label="the margin")
+    axis.set(xlabel="pixels changed, row by row", ylabel="loss of margin")
+    axis.legend(frameon=False)
+    return figure
