@@ -22,6 +22,7 @@ from sphinx.util.docutils import SphinxDirective
 from to_markdown import Page
 
 LAB = "book/attack_lab"
+PIXELS = ("book/02_build_network", "book/04_bim_attack")
 COLAB = "https://colab.research.google.com/github"
 LOG = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ def finish(app: Sphinx, name: str, template: str, context: dict[str, Any], tree:
         app.add_css_file("lab/lab.css")
         for script in ("network.js", "weights.js", "lab.js"):
             app.add_js_file(f"lab/{script}", loading_method="defer")
+    if name in PIXELS:
+        app.add_css_file("pixels/pixels.css")
+        app.add_js_file("pixels/pixels.js", loading_method="defer")
     if tree is not None:
         images = app.builder.images.items()
         sources = {shown: Path(app.srcdir) / source for source, shown in images}
@@ -142,17 +146,26 @@ def described(alt: str) -> bool:
 
 
 class ChapterBadges(SphinxDirective):
-    """{chapter-badges}: the Colab link and the expected running time, as far as there are any."""
+    """{chapter-badges}: the Colab link and the expected running time, as far as there are any.
+
+    On the front page it holds a line of links, which are shown as buttons in place of the time.
+    """
+
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """One paragraph at most."""
         name, slug, line = self.env.docname, self.config.book_slug, []
+        words, classes = "Run it on Colab" if self.content else "Open in Colab", ["chapter-badges"]
         if slug:
             place = {"refuri": colab_url(slug, name), "classes": ["badge-colab"]}
-            line = [nodes.reference("", "Open in Colab", **place), nodes.Text(" ")]
-        if time := running_time(Path(self.env.srcdir), name):
+            line = [nodes.reference("", words, **place), nodes.Text(" ")]
+        if self.content:
+            line += self.parse_content_to_nodes()[0].children
+            classes.append("front-buttons")
+        elif time := running_time(Path(self.env.srcdir), name):
             line.append(nodes.Text(time))
-        return [nodes.paragraph("", "", *line, classes=["chapter-badges"])] if line else []
+        return [nodes.paragraph("", "", *line, classes=classes)] if line else []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

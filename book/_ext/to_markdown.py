@@ -163,6 +163,7 @@ FORMS: dict[type, Callable[[Any, Page], str | None]] = {
     **dict.fromkeys([nodes.figure, nodes.list_item], lambda node, page: words(node, page, BELOW)),
     **dict.fromkeys([nodes.bullet_list, nodes.enumerated_list], listing),
     **dict.fromkeys([nodes.Invisible, nodes.target], lambda node, page: ""),
+    nodes.compound: lambda node, page: "" if "toctree-wrapper" in node["classes"] else None,
     nodes.reference: link,
     nodes.emphasis: lambda node, page: f"*{words(node, page)}*",
     nodes.strong: lambda node, page: f"**{words(node, page)}**",
