@@ -40,8 +40,8 @@ def attack_lab(
     """Return a widget, an `ipywidgets.VBox`, that attacks images step by step in a notebook.
 
     Pick an image and eps, press Attack, and watch the image, its perturbation and the class
-    probabilities. Each network is attacked by its own gradient: BIM with step size eps / 8, as
-    `bim(model, x, y, eps=eps, alpha=eps / 8, steps=steps, bounds=bounds)` would do it at once.
+    probabilities. Each network is attacked by its own gradient: BIM with step size eps / 10, as
+    `bim(model, x, y, eps=eps, alpha=eps / 10, steps=steps, bounds=bounds)` would do it at once.
 
     Args:
         models: one network, or several by name, that map images to logits (n, classes).
@@ -135,7 +135,7 @@ class _Lab:
             for step in range(1, self.steps + 1):
                 for name, model in self.models.items():
                     slopes = input_gradient(model, attacked[name], y)
-                    moved = attacked[name] + eps / 8 * slopes.sign()
+                    moved = attacked[name] + eps / 10 * slopes.sign()
                     attacked[name] = project(moved, x, eps, self.bounds, "linf")
                 self.show(step, attacked)
         except Exception as error:  # ipywidgets writes it to the log only
