@@ -359,6 +359,8 @@ def build(root, slug):
 def test_site_and_notebooks_know_their_repository(tmp_path):
     one = ONE.replace("# One\n", "# One\n\n```{chapter-badges}\n```\n\nAbout $x$.\n", 1)
     root = write_book(tmp_path, one)
+    front = "# The book\n\n```{chapter-badges}\n[Begin](01_one.md)\n```\n\n```{code-cell}\n1\n```\n"
+    (root / "book" / "index.md").write_text(HEADER + front)
     costs = root / "benchmarks" / "results" / "build.json"
     costs.parent.mkdir(parents=True)
     costs.write_text('{"rows": {"book/01_one": {"yardsticks": 2}}}')
@@ -389,6 +391,10 @@ def test_site_and_notebooks_know_their_repository(tmp_path):
     made = nbformat.read(site / "notebooks" / "01_one.ipynb", as_version=4).cells
     assert "github.com/some/fork@" in made[0].source
     assert made[1].source.startswith("# One\n\nRuns in 1 to 3 minutes on two CPU cores.\n\nAbout")
+    buttons = re.search('front-buttons">(.*?)</p>', (site / "book" / "index.html").read_text())[1]
+    assert re.findall('href="([^"]*)"', buttons) == [link.replace("01_one", "index"), "01_one.html"]
+    made = nbformat.read(site / "notebooks" / "index.ipynb", as_version=4).cells
+    assert made[1].source == "# The book\n\n[Begin](01_one.ipynb)"
     script = re.search('src="([^"]*mathjax[^"]*)"', page)[1]
     assert (site / "book" / script).is_file()  # formulas are drawn without a network
     assert check_html.check(site) == []
@@ -561,7 +567,7 @@ def test_the_build_finds_what_nbval_keeps(tmp_path):
 def test_every_page_that_runs_becomes_a_valid_notebook():
     read = reading.read_pages(ROOT)
     assert len(read) > len(CHAPTERS) >= 6
-    for number, (tree, page) in enumerate(read, 1):
+    for tree, page in read:
         nb = notebooks.notebook(tree, page)
         assert page.faults == []
         for cell in nb.cells:
@@ -570,6 +576,7 @@ def test_every_page_that_runs_becomes_a_valid_notebook():
         if page.name in CHAPTERS:  # its solutions fold here and there
             solutions = list(tree.findall(solution_node))
             text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+            number = int(re.search(r"\d+", page.name)[0])
             found = re.findall(rf"^### Exercise {number}\.(\d+)", text, re.M)
             assert found == [str(i + 1) for i in range(max(3, len(solutions)))]
             assert all("dropdown" in solution["classes"] for solution in solutions)
