@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 described = importlib.import_module("book_ext").described
 
 pytestmark = pytest.mark.built
-LIMIT = 3_000_000
+LIMIT = 2_500_000
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 
