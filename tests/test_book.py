@@ -345,13 +345,17 @@ def test_cache_key_follows_what_chapters_compute_with(tmp_path):
     assert len(set(keys)) == len(keys)
 
 
-def build(root, slug):
+def build(root, slug, *options):
     """What building the book says, and how it ends."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")}
     environment |= {"GITHUB_REPOSITORY": slug} if slug else {}
     command = [Path(sys.executable).with_name("jupyter-book"), "build", root, "-n", "-W"]
     done = subprocess.run(
-        [*command, "--keep-going"], env=environment, capture_output=True, text=True, timeout=300
+        [*command, "--keep-going", *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     return f"{done.stdout}{done.stderr}\nexit {done.returncode}"
 
@@ -408,6 +412,13 @@ def test_site_and_notebooks_know_their_repository(tmp_path):
     assert not (site / "sitemap.xml").exists()
     assert 'href="/search.html"' in (site / "404.html").read_text()
     assert check_html.check(site) == []
+
+
+def test_the_whole_book_becomes_one_page_to_print(tmp_path):
+    said = build(write_book(tmp_path), None, "--builder=custom", "--custom-builder=singlehtml")
+    assert said.endswith("exit 0"), said
+    page = tmp_path / "_build" / "singlehtml" / "book" / "index.html"
+    assert "hidden" in page.read_text()  # a folded cell
 
 
 def test_build_fails_on_all_that_has_no_form_and_on_missing_alt_texts(tmp_path):

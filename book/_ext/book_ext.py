@@ -9,6 +9,7 @@ from typing import Any
 from contents import notebook_path, read_book, site_url
 from docutils import nodes
 from execution import cache_folder, running_time
+from myst_nb.sphinx_ import HideCodeCellNode, depart_HideCellInput, visit_HideCellInput
 from notebooks import notebook, write
 from pages import THEME, flat, mend, not_found
 from quiz import Quiz
@@ -175,6 +176,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("quiz", Quiz)
     app.connect("config-inited", configure, priority=100)
     app.add_transform(Captions)
+    # the PDF's builder: myst-nb names html alone, and others' nodes for singlehtml hide that
+    folded = visit_HideCellInput, depart_HideCellInput
+    app.add_node(HideCodeCellNode, override=True, singlehtml=folded)
     app.connect("doctree-resolved", make_notebook, priority=400)
     app.connect("build-finished", refuse_faults)
     app.connect("env-updated", make_lab)
