@@ -14,7 +14,7 @@ from advlib import fast
 from advlib.attacks import bim, input_gradient, pgd
 from advlib.attacks.common import BALLS, check_attack_input, leads, project
 from advlib.checks import Bounds, check_attacked, check_classes, check_function, check_number
-from advlib.evaluation import correct
+from advlib.evaluation import _mean, correct
 from advlib.runtime import evaluation_mode, uniform
 
 FOR_CHECKS = 100  # images that are looked at
@@ -166,8 +166,7 @@ def self_test(
 
     with evaluation_mode(model):
         same, near, far = attacked(0.0), attacked(eps), attacked(_any_image(x, norm, bounds))
-        shown = (x, near, _noisy(x, eps, norm, bounds, 0), far)
-        scores = [fast.logits(model, images) for images in shown]
+        scores = [fast.logits(model, of) for of in (x, near, _noisy(x, eps, norm, bounds, 0), far)]
     check_classes(scores[0], y)
     clean, attack_leads, noise_leads, last = (leads(logits, y) for logits in scores)
     moved, outside = (same - x).abs().max().item(), overstep(near, x, eps, **ball)
@@ -205,7 +204,3 @@ def _any_image(x: Tensor, norm: str, bounds: Bounds) -> float:
     """The budget that allows any image."""
     low, high = bounds or (x.min().item(), x.max().item())
     return (high - low) * (1.0 if norm == "linf" else math.sqrt(x[0].numel()))
-
-
-def _mean(which: Tensor) -> float:
-    return which.float().mean().item()

@@ -70,21 +70,26 @@ def show_predictions(
     y = check_labels(y, x)
     check_count("columns", columns)
     check_list("classes", classes, "names")
-    check_model(model)
-    with evaluation_mode(model):
-        sure, read = fast.logits(model, x).softmax(1).max(1)
-    predictions = read.tolist()
-    if classes and len(classes) <= max(predictions):
-        raise ValueError(f"classes must name class {max(predictions)}, got {len(classes)} names")
+    found = _read(model, x)
+    if classes and len(classes) <= (most := max(found)[0]):
+        raise ValueError(f"classes must name class {most}, got {len(classes)} names")
     axes, figure = _grid(len(x), columns)
-    rows = zip(axes, x.detach().cpu(), predictions, sure.tolist(), y.tolist(), strict=False)
-    for axis, image, prediction, confidence, label in rows:
+    rows = zip(axes, x.detach().cpu(), found, y.tolist(), strict=False)
+    for axis, image, (answer, sure), label in rows:
         _draw(axis, image)
-        name = classes[prediction] if classes else str(prediction)
-        mark, colour = ("✓", BLUE) if prediction == label else ("✗", RED)
-        title = f"{name} {mark}\n{min(int(1000 * confidence), 999) / 10} %"  # rounded down
+        name = classes[answer] if classes else str(answer)
+        mark, colour = ("✓", BLUE) if answer == label else ("✗", RED)
+        title = f"{name} {mark}\n{sure}"
         axis.set_title(title, color=colour, fontsize=9, fontweight="bold", linespacing=1.0)
     return figure
+
+
+def _read(model: nn.Module, x: Tensor) -> list[tuple[int, str]]:
+    """Return each image's answer and how sure `model` is of it, rounded down to 99.9 % at most."""
+    check_model(model)
+    with evaluation_mode(model):
+        sure, read = (of.tolist() for of in fast.logits(model, x).softmax(1).max(1))
+    return [(k, f"{min(int(1000 * p), 999) / 10} %") for k, p in zip(read, sure, strict=True)]
 
 
 def loss_curve(losses: Sequence[float], iterations_per_epoch: int = 1) -> "Figure":

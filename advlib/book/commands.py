@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from advlib import bim, load_data, robustness_report, verify
 from advlib.book import recipes, trained
 from advlib.book.smoothing import Smoothed, certify, votes
+from advlib.evaluation import _mean
 from advlib.runtime import pick_device
 from advlib.verification import margin_bounds
 
@@ -137,9 +138,9 @@ def sandwich(images: int, device: str | None) -> dict[str, Any]:
         for eps in BUDGETS:
             found = verify(net, x, y, eps)
             by_intervals = margin_bounds(net, x, y, eps, method="interval") > 0
-            lines[name]["attack"].append(round(1 - found.violated.float().mean().item(), 4))
+            lines[name]["attack"].append(_share(~found.violated))
             lines[name]["CROWN"].append(round(found.certified_accuracy, 4))
-            lines[name]["intervals"].append(round(by_intervals.float().mean().item(), 4))
+            lines[name]["intervals"].append(_share(by_intervals))
             print(f"{name}, eps {eps}: {found}, {int(by_intervals.sum())} by intervals", flush=True)
     made = {"images": images, "machine": recipes.machine(device), "torch": torch.__version__}
     return {**made, "eps": BUDGETS, "networks": lines}
@@ -186,7 +187,7 @@ def smoothing(images: int, device: str | None) -> dict[str, Any]:
 
 
 def _share(which: Tensor) -> float:
-    return round(which.float().mean().item(), 4)
+    return round(_mean(which), 4)
 
 
 def _proven(net: nn.Module, x: Tensor, y: Tensor) -> list[float | None]:

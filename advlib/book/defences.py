@@ -12,8 +12,8 @@ from advlib.checks import check_model
 from advlib.runtime import uniform
 
 
-class Rounded(nn.Module):
-    """A network that sees each pixel rounded to nine grey levels."""
+class _Masked(nn.Module):
+    """What the three share: the network behind."""
 
     def __init__(self, model: nn.Module) -> None:
         """Stand in front of `model`, from images to logits."""
@@ -21,12 +21,16 @@ class Rounded(nn.Module):
         check_model(model)
         self.model = model
 
+
+class Rounded(_Masked):
+    """A network that sees each pixel rounded to nine grey levels."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the rounded images."""
         return self.model((8 * x).round() / 8)
 
 
-class Rippled(nn.Module):
+class Rippled(_Masked):
     """A network that sees a faint ripple on each pixel, of a new random phase in each call.
 
     The ripple moves a pixel by 0.02 at most, but is so steep that the sign of a gradient is little
@@ -35,9 +39,7 @@ class Rippled(nn.Module):
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         """Stand in front of `model`, from images to logits."""
-        super().__init__()
-        check_model(model)
-        self.model = model
+        super().__init__(model)
         self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,14 +48,8 @@ class Rippled(nn.Module):
         return self.model(x + 0.02 * torch.sin(300 * x + phase))
 
 
-class Saturated(nn.Module):
+class Saturated(_Masked):
     """A network that says everything a thousand times louder."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Stand in front of `model`, from images to logits."""
-        super().__init__()
-        check_model(model)
-        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, times a thousand."""

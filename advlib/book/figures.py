@@ -13,7 +13,7 @@ from advlib import fast
 from advlib.attacks import input_gradient
 from advlib.book import smoothing
 from advlib.evaluation import predict
-from advlib.plots import BLUE, ORANGE, RED, SERIES, _draw, _single, _subplots
+from advlib.plots import BLUE, ORANGE, RED, SERIES, _draw, _read, _single, _subplots
 from advlib.runtime import evaluation_mode
 from advlib.verification import output_bounds
 
@@ -120,12 +120,15 @@ def plane(
     coin = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x) - 0.5
     aside = eps * coin.sign()
     grid = places.view(-1, 1, 1, 1, 1) * aside + places.view(1, -1, 1, 1, 1) * ahead
-    images = (x + grid).flatten(0, 1)
+    return places.cpu(), *_asked(net, x + grid, y)
+
+
+def _asked(net: nn.Module, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss for label `y` and the prediction at each of (rows, columns, c, h, w)."""
     with evaluation_mode(net):
-        logits = fast.logits(net, images)
+        logits = fast.logits(net, images.flatten(0, 1))
     loss = F.cross_entropy(logits, y.expand(len(logits)), reduction="none")
-    shape = (points, points)
-    return places.cpu(), loss.view(shape).cpu(), logits.argmax(1).view(shape).cpu()
+    return loss.view(images.shape[:2]).cpu(), logits.argmax(1).view(images.shape[:2]).cpu()
 
 
 def loss_surfaces(
@@ -511,15 +514,13 @@ def two_ways(
     figure, axes = _subplots(1, len(nets), figsize=(3 * len(nets), 3.2), sharey=True)
     places = torch.linspace(-0.15, 1.15, points).to(x)
     right, ahead = places.view(1, -1, 1, 1, 1), places.view(-1, 1, 1, 1, 1)
-    images = (x + right * (first - x) + ahead * (second - x)).flatten(0, 1)
+    images = x + right * (first - x) + ahead * (second - x)
     at = places.cpu().numpy()
     for axis, (name, net) in zip(axes.flat, nets.items(), strict=True):
-        with evaluation_mode(net):
-            logits = fast.logits(net, images)
-        loss = F.cross_entropy(logits, y.expand(len(logits)), reduction="none").cpu()
-        wrong = (logits.argmax(1) != y).float().view(points, points).cpu()
+        loss, read = _asked(net, images, y)
+        wrong = (read != int(y)).float()
         axis.contourf(at, at, wrong, levels=[-1, 0.5, 2], colors=[BLUE, RED], alpha=0.35)
-        hills = loss.clamp_min(1e-6).view(points, points)
+        hills = loss.clamp_min(1e-6)
         lines = axis.contour(at, at, hills, levels=[0.01, 0.1, 1, 4], colors="black", linewidths=1)
         axis.clabel(lines, fmt="%g", fontsize=9)
         axis.plot([1, 0], [0, 1], color="black", linestyle="--", linewidth=1)
@@ -547,19 +548,17 @@ def one_change(
 
     They say what `net` reads and how sure it is; the first reading counts as right.
     """
-    with evaluation_mode(net):
-        sure, read = fast.logits(net, torch.cat([x, x_adv])).softmax(1).max(1)
+    (before, sure), (after, still) = _read(net, torch.cat([x, x_adv]))
     large, small = 4 * width, 2.5 * width
     figure, axes = _subplots(1, 3, figsize=(width, 0.42 * width))
     figure.get_layout_engine().set(wspace=0.1)
     _draw(axes[0, 0], x[0].detach().cpu())
     _draw_change(axes[0, 1], magnified * (x_adv - x)[0].detach().cpu(), 0.5)
     _draw(axes[0, 2], x_adv[0].detach().cpu())
-    percents = [f"{min(int(1000 * p), 999) / 10} % sure" for p in sure.tolist()]  # rounded down
     words = [
-        (f"a {read[0]} ✓", percents[0], BLUE),
+        (f"a {before} ✓", f"{sure} sure", BLUE),
         ("change", f"magnified {magnified} times", "black"),
-        (f"a {read[1]} ✗", percents[1], RED),
+        (f"a {after} ✗", f"{still} sure", RED),
     ]
     for axis, (above, below, colour) in zip(axes[0], words, strict=True):
         place = {"transform": axis.transAxes, "ha": "center", "va": "top", "color": colour}

@@ -21,7 +21,7 @@ from advlib.checks import (
     refuse_nan,
 )
 from advlib.models import MOST, Normalize, glorot
-from advlib.runtime import source_of, uniform
+from advlib.runtime import draw, source_of, uniform
 
 
 class _Block(nn.Module):
@@ -128,8 +128,7 @@ def with_noise(
     It stands where an attack would, in training for randomized smoothing.
     Reference: Cohen et al., ICML 2019, arXiv:1902.02918.
     """
-    noise = torch.randn(x.shape, generator=generator, device=generator.device)
-    return x + sigma * noise.to(x)
+    return x + sigma * draw(torch.randn, x, generator)
 
 
 def relabelled(
@@ -165,7 +164,8 @@ def grad_align_loss(
     Reference: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617.
     """
     check_attack("attack", attack)
-    for name, value in (("progress", progress), ("eps", eps), ("weight", weight)):
+    check_number("progress", progress, maximum=1)
+    for name, value in (("eps", eps), ("weight", weight)):
         check_number(name, value)
     x, y = check_attack_input(model, x, y, generator=generator)
     # the gradient at x is the reference: only the one nearby is asked to turn

@@ -51,10 +51,8 @@ def _still(nets: dict[str, nn.Module], x: Tensor, y: Tensor) -> Any:
     shown, titles = [], []
     for images in ([x] * len(nets), attacked):
         for (name, net), x_adv in zip(nets.items(), images, strict=True):
-            with torch.no_grad():
-                sure, read = net(x_adv[i : i + 1]).softmax(1).max(1)
-            mark = "✓" if read == y[i] else "✗"
-            titles.append(f"{name}\n{int(read)} {mark} {min(int(1000 * sure), 999) / 10} %")
+            [(read, sure)] = plots._read(net, x_adv[i : i + 1])
+            titles.append(f"{name}\n{read} {'✓' if read == y[i] else '✗'} {sure}")
             shown.append(x_adv[i])
     return plots.show_images(torch.stack(shown), titles, columns=len(nets))
 
