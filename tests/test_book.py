@@ -444,6 +444,7 @@ def test_check_html_finds_each_fault(tmp_path):
     assert subprocess.run([*command, tmp_path], capture_output=True).returncode == 0
     faults = {
         "<pre>Traceback (most recent call last)</pre>": "a traceback",
+        "<pre>&lt;Figure size 500x320 with 1 Axes&gt;</pre>": "in place of its picture",
         '<a href="missing.html">m</a>': "missing file: missing.html",
         '<img src="../gone.png">': "missing file: ../gone.png",
         '<a href="#nowhere">m</a>': "missing place: #nowhere",

@@ -34,6 +34,8 @@ def check(site: Path) -> list[str]:
         name = path.relative_to(site)
         if "Traceback (most recent call last)" in page.text:
             faults.append(f"{name}: a traceback")
+        if "&lt;Figure size" in page.text:
+            faults.append(f"{name}: a figure's name in place of its picture")
         if path.name != "404.html":  # served at any depth, so its links are absolute
             faults += [f"{name}: {fault}" for fault in broken_links(path, pages, site)]
     return faults
