@@ -1,9 +1,9 @@
-"""The shipped digits, three torchvision data sets through the same call, and batches of tensors."""
+"""The shipped sets, three torchvision data sets through the same call, and batches of tensors."""
 
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,23 @@ from advlib.checks import (
     check_images,
     check_labels,
     check_path,
+    check_tensor,
 )
 from advlib.runtime import source_of
 
 DIGITS_SHA256 = "14596fe8c2b98bf2f4c7dd91019d76943075087ed4407bec5bf423c46a4e8c74"
+LETTERS_SHA256 = "fa669ea13f0514458e9d9a0de16867dd0e3e4dce6fca6c7b6aaf114440398c7c"
+# each is a file NAME.npz beside this module: its digest, and the names of its classes
+SHIPPED = {
+    "digits": (DIGITS_SHA256, "0123456789"),
+    "letters": (LETTERS_SHA256, "CEFHKMNRUVWXY"),
+    "scenes": (
+        "7aadcd386c60b7f25bc17892e6edc1da5e30781cc8a96d47ceedb02c327624e9",
+        ("ground", *"0123456789"),  # a label for each pixel: digit d is class d + 1
+    ),
+}
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
 class Images(NamedTuple):
@@ -32,7 +44,7 @@ class Images(NamedTuple):
 
     Attributes:
         x: images, float32 (n, c, h, w) in [0, 1].
-        y: labels, int64 (n,).
+        y: labels, int64 (n,), or (n, h, w) for "scenes".
         classes: the name of each label.
         angles: rotation of each image in whole degrees, positive clockwise, int64 (n,), or None.
     """
@@ -52,21 +64,22 @@ def load_data(
 ) -> tuple[Images, Images]:
     """Return the training and the test part of a data set as tensors on `device`.
 
-    `name` is "digits" (shipped with advlib, see the book's data card), "mnist", "fashion-mnist" or
-    "cifar10". The last three are read from the folder `root` by torchvision, and fetched into it
-    first when `download=True`. `device` defaults to `pick_device()`.
+    `name` is "digits", "letters" or "scenes" (shipped with advlib, see the book's data card),
+    "mnist", "fashion-mnist" or "cifar10". The last three are read from the folder `root` by
+    torchvision, and fetched into it first when `download=True`. `device` defaults to
+    `pick_device()`. In "scenes" each pixel has a label: 0 is the ground, and d + 1 the digit d.
 
     Raises:
         ValueError: the name is unknown, or the machine has no such device.
         OSError: a file is missing (FileNotFoundError) or damaged, or the download failed; the
             message says which, and what to do.
     """
-    check_choice("name", name, ["digits", *TORCHVISION])
+    check_choice("name", name, [*SHIPPED, *TORCHVISION])
     root = check_path("root", root)
     check_flag("download", download)
     device = check_device("device", device)
-    if name == "digits":
-        return _read_digits("train", device), _read_digits("test", device)
+    if name in SHIPPED:
+        return _read_shipped(name, "train", device), _read_shipped(name, "test", device)
     train, test = (_read_torchvision(name, root, part, download, device) for part in (True, False))
     return train, test
 
@@ -87,9 +100,9 @@ class Batches:
         shuffle: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Take images (n, ...) and labels (n,). Wrong ones raise TypeError or ValueError."""
+        """Take images (n, ...), labels (n,) or (n, h, w). Others raise TypeError or ValueError."""
         self.x = check_images(x)
-        self.y = check_labels(y, self.x)
+        self.y = check_labels(y, self.x, pixels=True)
         self.batch_size = check_count("batch_size", batch_size)
         check_flag("shuffle", shuffle)
         self.shuffle = shuffle
@@ -119,6 +132,32 @@ class Batches:
             yield from zip(*parts, strict=True)
 
 
+def checked_pair(batch: Any, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """A batch as images and labels on `device`, or where they are."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError("batches must yield pairs (x, y): wrap x and y in advlib.Batches")
+    x, y = check_images(batch[0]), batch[1]
+    if device is not None:
+        x = x.to(device)
+        if isinstance(y, Tensor):
+            check_tensor("y", y)
+            y = y.to(device)
+    return x, check_labels(y, x, pixels=True)
+
+
+def checked_pairs(batches: Any, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of images and labels, each as `checked_pair` gives it, at least one."""
+    place = None if device is None else check_device("device", device)
+    if not isinstance(batches, Iterable):
+        given = type(batches).__name__
+        raise TypeError(f"batches must be an iterable of pairs (x, y), got {given}")
+    batch = None
+    for batch in batches:
+        yield checked_pair(batch, place)
+    if batch is None:
+        raise ValueError("batches must hold at least one batch")
+
+
 def _images(images: Any, labels: Any, classes: Any, angles: Any, device: torch.device) -> Images:
     """One part from arrays: images uint8 (n, h, w) or (n, h, w, 3), labels, angles if known."""
     images = torch.from_numpy(images)
@@ -130,26 +169,27 @@ def _images(images: Any, labels: Any, classes: Any, angles: Any, device: torch.d
     return Images(x, y, tuple(classes), turned)
 
 
-def _read_digits(part: str, device: torch.device) -> Images:
-    source = resources.files("advlib") / "digits.npz"
+def _read_shipped(name: str, part: str, device: torch.device) -> Images:
+    known, classes = SHIPPED[name]
+    source = resources.files("advlib") / f"{name}.npz"
     try:
         content = source.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{source} is missing: install advlib again") from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest != DIGITS_SHA256:
+    if digest != known:
         raise OSError(f"{source} is damaged (SHA-256 {digest}): install advlib again")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         images, labels, angles = (
-            arrays[f"{part}_{kind}"] for kind in ("images", "labels", "angles")
+            arrays.get(f"{part}_{kind}") for kind in ("images", "labels", "angles")
         )
-    return _images(images, labels, "0123456789", angles, device)
+    return _images(images, labels, classes, angles, device)
 
 
 def _read_torchvision(
     name: str, root: Path, train: bool, download: bool, device: torch.device
 ) -> Images:
-    from torchvision import datasets  # slow to import, and the digits do without
+    from torchvision import datasets  # slow to import, and shipped sets do without
 
     cls = getattr(datasets, TORCHVISION[name])
     folder = root / getattr(cls, "base_folder", cls.__name__)

@@ -1,7 +1,7 @@
 """Accuracy with and without an attack, per image and over a whole set, and its uncertainty."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,22 +14,19 @@ from advlib.checks import (
     check_attacked,
     check_classes,
     check_count,
-    check_device,
     check_flag,
     check_images,
     check_labels,
     check_list,
     check_model,
     check_number,
-    check_tensor,
 )
+from advlib.data import Pairs, checked_pairs
 from advlib.runtime import evaluation_mode
-
-Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """Return each image's class of largest logit, in evaluation mode, int64 (n,)."""
+    """Return the class of largest logit, in evaluation mode, int64 (n,), or (n, h, w)."""
     check_model(model)
     x = check_images(x)
     with evaluation_mode(model):
@@ -46,6 +43,8 @@ def correct(
 ) -> Any:
     """Tell for each image whether `model` gets its (attacked) version right, bool (n,).
 
+    With a label for each pixel it tells so of each pixel, bool (n, h, w), of images of one size.
+
     `batches` is a `Batches`, a DataLoader, or any iterable of images (n, ...) and labels (n,); they
     are moved to `device` if it is given. Their order is kept: do not shuffle what you want to
     compare. With `with_images` the result is a pair: this, and the images that the model was shown.
@@ -58,7 +57,7 @@ def correct(
         check_attack("attack", attack)
     rights, images = [], []
     with evaluation_mode(model):
-        for x, y in _checked(batches, device):
+        for x, y in checked_pairs(batches, device):
             right, x = _right(model, x, y, attack)
             rights.append(right)
             if with_images:
@@ -73,7 +72,7 @@ def accuracy(
     attack: Attack | None = None,
     device: str | torch.device | None = None,
 ) -> float:
-    """Fraction of all images that `model` gets right, under `attack` if one is given.
+    """Fraction of all images, or pixels, that `model` gets right, under `attack` if one is given.
 
     Images that were wrong before the attack count as wrong. Arguments and errors as in `correct`.
     """
@@ -91,7 +90,7 @@ def robust_accuracy(
 
     The worst case is taken image by image. An image that one attack broke is not attacked again:
     put the cheap attacks first, and let the others stop at success (`early_exit=True`). `batches`
-    is gone through once. Arguments and errors as in `correct`.
+    is gone through once. Labels are (n,); else arguments and errors as in `correct`.
     """
     check_model(model)
     check_list("attacks", attacks, "attacks")
@@ -99,7 +98,8 @@ def robust_accuracy(
         check_attack(f"attacks[{i}]", attack)
     survives = []
     with evaluation_mode(model):
-        for x, y in _checked(batches, device):
+        for x, y in checked_pairs(batches, device):
+            y = check_labels(y, x)  # an image is lost or not
             right, _ = _right(model, x, y)
             for i, attack in enumerate(attacks):
                 if right.any():
@@ -109,44 +109,53 @@ def robust_accuracy(
     return _mean(torch.cat(survives))
 
 
-def checked_pair(batch: Any, device: torch.device | None) -> tuple[Tensor, Tensor]:
-    """A batch as images and labels on `device`, or where they are."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError("batches must yield pairs (x, y): wrap x and y in advlib.Batches")
-    x, y = check_images(batch[0]), batch[1]
-    if device is not None:
-        x = x.to(device)
-        if isinstance(y, Tensor):
-            check_tensor("y", y)
-            y = y.to(device)
-    return x, check_labels(y, x)
+def mean_iou(
+    model: nn.Module,
+    batches: Pairs,
+    *,
+    attack: Attack | None = None,
+    device: str | torch.device | None = None,
+) -> float:
+    """Mean over the classes of intersection over union, under `attack` if one is given.
+
+    For labels (n, h, w): the pixels that are of a class and answered so, over those that are either
+    of the two. Both are counted over the whole set; a class counts that occurs in labels or
+    answers, and no label means "ignore". It is the mean Jaccard index (1901). Arguments and errors
+    as in `correct`.
+    """
+    check_model(model)
+    if attack is not None:
+        check_attack("attack", attack)
+    pairs: Any = 0
+    with evaluation_mode(model):
+        for x, y in checked_pairs(batches, device):
+            scores, _ = _scores(model, x, y, attack)
+            k = scores.shape[1]
+            pairs += (k * y + scores.argmax(1)).flatten().bincount(minlength=k * k)
+    table = pairs.view(k, k).cpu().double()
+    both, either = table.diag(), table.sum(0) + table.sum(1) - table.diag()
+    return float((both / either)[either > 0].mean())
 
 
-def _checked(batches: Any, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    place = None if device is None else check_device("device", device)
-    if not isinstance(batches, Iterable):
-        given = type(batches).__name__
-        raise TypeError(f"batches must be an iterable of pairs (x, y), got {given}")
-    batch = None
-    for batch in batches:
-        yield checked_pair(batch, place)
-    if batch is None:
-        raise ValueError("batches must hold at least one batch")
-
-
-def _right(
+def _scores(
     model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None = None, name: str = "attack"
 ) -> tuple[Tensor, Tensor]:
-    """Which images `model` gets right once they are attacked, and these images."""
+    """The logits of images once they are attacked, and these images."""
     if attack is not None:
         x = check_attacked(name, attack(model, x.clone(), y), x)  # it may work in place
     scores = fast.logits(model, x)
     check_classes(scores, y)
+    return scores, x
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor, *attack: Any) -> tuple[Tensor, Tensor]:
+    """Which images `model` gets right once they are attacked, and these images."""
+    scores, x = _scores(model, x, y, *attack)
     return scores.argmax(1) == y, x
 
 
 def _mean(right: Tensor) -> float:
-    return int(right.sum()) / len(right)
+    return int(right.sum()) / right.numel()
 
 
 def wilson_interval(successes: int, total: int, *, z: float = 1.96) -> tuple[float, float]:

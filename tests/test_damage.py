@@ -20,8 +20,9 @@ from test_checkpoint import Evil, train
 
 from advlib import load_checkpoint, load_data
 from advlib.book import recipes, trained
+from advlib.data import SHIPPED
 
-DIGITS = resources.files("advlib") / "digits.npz"
+PACKAGE = resources.files("advlib")
 ADVICE = re.compile(r"delete|give another|install advlib again")
 load_cpu = partial(load_data, device="cpu")
 
@@ -41,10 +42,11 @@ def is_used(name, use):
 @pytest.fixture
 def victims(tmp_path, monkeypatch):
     """Every kind of file that advlib reads, and what would use it."""
-    digits = tmp_path / "digits.npz"
-    shutil.copy(DIGITS, digits)
+    found = []
+    for name in SHIPPED:
+        shutil.copy(PACKAGE / f"{name}.npz", tmp_path)
+        found.append((tmp_path / f"{name}.npz", partial(load_cpu, name)))
     monkeypatch.setattr(resources, "files", lambda package: tmp_path)
-    found = [(digits, load_cpu)]
     for name in SETS:
         write(name, tmp_path / name, monkeypatch)
     for name, file in FILES:

@@ -8,8 +8,10 @@ from conftest import cuda, global_rng, seeded
 from datasets import FILES, SETS, write
 from hypothesis import given
 from hypothesis import strategies as st
+from test_digits import clockwise
 
 from advlib import Batches, load_data
+from advlib.data import SHIPPED
 
 
 def test_shipped_digits_have_the_promised_shape_type_range_and_balance():
@@ -27,9 +29,70 @@ def test_shipped_digits_have_the_promised_shape_type_range_and_balance():
     assert len((resources.files("advlib") / "digits.npz").read_bytes()) <= 3_000_000
 
 
+def test_shipped_letters_have_the_promised_shape_type_range_and_balance():
+    for x, y, classes, angles in load_data("letters", device="cpu"):
+        assert (x.shape, x.dtype, y.dtype) == ((520, 1, 28, 28), torch.float32, torch.int64)
+        assert classes == tuple("CEFHKMNRUVWXY")
+        assert y.bincount().tolist() == [40] * 13
+        assert torch.equal((x * 255).round() / 255, x)
+        assert x.flatten(1).amax(1).min() > 0.6  # no empty image
+        ink = x.flatten(1).sum(1)
+        assert (ink.min() > 5, ink.max() < 400) == (True, True)
+        assert (angles.shape, angles.min(), angles.max()) == ((520,), -45, 45)
+    assert len((resources.files("advlib") / "letters.npz").read_bytes()) <= 350_000
+
+
+def test_the_nearest_neighbour_tells_each_kind_of_letter_from_digits():
+    train, test = load_data(device="cpu")
+    first, second = load_data("letters", device="cpu")
+    few = torch.cat([(train.y == digit).nonzero()[:40, 0] for digit in range(10)])
+    known = torch.cat([train.x[few], first.x]).flatten(1)  # as many of each digit and letter
+
+    def taken_for_a_letter(x):
+        return (torch.cdist(x.flatten(1), known).argmin(1) >= len(few)).float().mean()
+
+    assert taken_for_a_letter(test.x[:1000]) < 0.15
+    for kind, letter in enumerate(second.classes):
+        assert taken_for_a_letter(second.x[second.y == kind]) > 0.65, letter
+
+
+def test_letters_are_turned_by_their_angles_as_the_digits_are():
+    train, test = load_data("letters", device="cpu")
+    x, angles = (torch.cat([a, b]) for a, b in ((train.x, test.x), (train.angles, test.angles)))
+    which = torch.cat([train.y, test.y]) == train.classes.index("E")
+    assert clockwise(x[which, 0].numpy(), angles[which].numpy()) > 0.7
+
+
+def test_shipped_scenes_have_a_label_for_each_pixel_and_the_promised_shape_type_and_range():
+    for part, n in zip(load_data("scenes", device="cpu"), (900, 320), strict=True):
+        x, y, classes, angles = part
+        assert (x.shape, x.dtype, x.min(), x.max()) == ((n, 1, 56, 56), torch.float32, 0, 1)
+        assert (y.shape, y.dtype, angles) == ((n, 56, 56), torch.int64, None)
+        assert torch.equal((x * 15).round() / 15, x)  # 16 grey levels
+        assert classes == ("ground", *"0123456789")
+        assert len(y.unique()) == len(classes)
+        of_each = [sum((y == c).flatten(1).any(1)) for c in range(11)]
+        assert of_each[0] == n
+        assert min(of_each[1:]) > 0.15 * n  # every digit is on many canvases
+        assert 0.9 < (y == 0).float().mean() < 0.93
+    assert len((resources.files("advlib") / "scenes.npz").read_bytes()) <= 1_100_000
+
+
+def test_a_scenes_mask_lies_on_its_ink():
+    for x, y, *_ in load_data("scenes", device="cpu"):
+        ink, x = y > 0, x[:, 0]
+        assert x[ink].min() > 0.25
+        for image, where in zip(x, ink, strict=True):  # brighter than the ground between the digits
+            assert image[where].mean() > image[~where].mean() + 0.2
+        assert not y[:, [0, -1]].any()
+        assert not y[:, :, [0, -1]].any()
+
+
 def test_no_test_image_is_also_a_training_image():
-    train, test = ({image.numpy().tobytes() for image in p.x} for p in load_data(device="cpu"))
-    assert not train & test
+    for name in SHIPPED:
+        parts = load_data(name, device="cpu")
+        train, test = ({image.numpy().tobytes() for image in part.x} for part in parts)
+        assert not train & test
 
 
 @pytest.mark.parametrize("name", SETS)

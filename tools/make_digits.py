@@ -16,12 +16,14 @@ All random choices come from SEED, so a second run writes the same bytes.
 import argparse
 import hashlib
 import math
+import string
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+CLASSES = string.digits + string.ascii_uppercase  # as in EMNIST: 10 is A
 SEED = 13
 HANDS = 22  # of each class
 PER_CLASS = 500  # images per digit, in each of the two splits
@@ -70,17 +72,17 @@ X, Y = np.meshgrid(*2 * [np.arange(SIDE) - (SIDE - 1) / 2])
 
 
 @cache
-def draw_glyph(font, digit, size):
-    """Draw a digit in a font of `size` pixels, with a black margin of one pixel."""
+def draw_glyph(font, text, size):
+    """Draw a text in a font of `size` pixels, with a black margin of one pixel."""
     package, name, _ = font
     path = Path("/usr/share/fonts") / name
     if not path.is_file():
         raise SystemExit(f"font file {path} is missing: run  apt-get install {package}")
     opened = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-    left, top, right, bottom = opened.getbbox(str(digit))
+    left, top, right, bottom = opened.getbbox(text)
     picture = Image.new("L", (right - left + 2, bottom - top + 2))
     corner = (1 - left, 1 - top)
-    ImageDraw.Draw(picture).text(corner, str(digit), fill=255, font=opened, anchor="la")
+    ImageDraw.Draw(picture).text(corner, text, fill=255, font=opened, anchor="la")
     return np.asarray(picture, dtype=np.float32) / 255
 
 
@@ -98,14 +100,14 @@ def sample(picture, x, y):
 
 
 @cache
-def make_hand(digit, number):
-    """Make hand `number` of a class: its upright digit, as a SIDE x SIDE image in [0, 1]."""
-    rng = np.random.default_rng([SEED, digit, number])
+def make_hand(label, number):
+    """Make hand `number` of a class: its upright glyph, as a SIDE x SIDE image in [0, 1]."""
+    rng = np.random.default_rng([SEED, label, number])
     weight = rng.choice(["light", "bold", "regular"], p=[LIGHT, BOLD, 1 - LIGHT - BOLD])
     font = FONTS[weight][rng.integers(len(FONTS[weight]))]
     height = np.clip(rng.normal(17.9, 2.6), 13.2, 22.8)  # pixels
     # width over height, slant included
-    wide = rng.uniform(0.49, 0.85) if digit == 1 else np.clip(rng.normal(0.95, 0.21), 0.66, 1.28)
+    wide = rng.uniform(0.49, 0.85) if label == 1 else np.clip(rng.normal(0.95, 0.21), 0.66, 1.28)
     slant = rng.uniform(-0.12, 0.36)  # pixels to the left for each pixel down
     shade = rng.uniform(0.87, 1) if rng.random() < 0.37 else 1.0
     across, down = rng.normal([-0.27, 0.64], 1.24)  # pixels
@@ -113,16 +115,16 @@ def make_hand(digit, number):
     # falls: that is what breaks thin strokes.
     fineness = rng.uniform(4, 8) if weight == "light" else rng.uniform(1.1, 2.1)
 
-    glyph = draw_glyph(font, digit, round(1.35 * fineness * height))
+    glyph = draw_glyph(font, CLASSES[label], round(1.35 * fineness * height))
     width = max(wide * height - 0.6 * abs(slant) * height, 0.22 * height)
     x, y = X - across, Y - down
     x = (x + slant * y) * (glyph.shape[1] - 2) / width
     return shade * sample(glyph, x, y * (glyph.shape[0] - 2) / height)
 
 
-def make_image(digit, rng):
-    """Make one image of `digit`; return it with its angle in degrees, positive clockwise."""
-    hand = make_hand(digit, int(rng.integers(HANDS)))
+def make_image(label, rng):
+    """Make one image of a class; return it with its angle in degrees, positive clockwise."""
+    hand = make_hand(label, int(rng.integers(HANDS)))
     angle = int(rng.integers(-MAX_ANGLE, MAX_ANGLE + 1))
     across, down = rng.uniform(-0.45, 0.45, size=2)  # pixels
     # Go backwards, from each pixel to the point of the hand that it shows.
@@ -132,46 +134,47 @@ def make_image(digit, rng):
     return np.rint(255 * image).astype(np.uint8), angle
 
 
-def make_split(split):
-    """Make all images of one split (0 is train, 1 is test), in a shuffled order."""
-    labels = np.repeat(np.arange(10, dtype=np.uint8), PER_CLASS)
+def make_split(split, classes, per_class):
+    """Make all images of one split, which is but a seed, in a shuffled order."""
+    labels = np.repeat(np.array(classes, dtype=np.uint8), per_class)
     rng = np.random.default_rng([SEED, split])
     labels = rng.permutation(labels)
-    pairs = [make_image(digit, rng) for digit in labels]
+    pairs = [make_image(label, rng) for label in labels]
     images = np.stack([image for image, _ in pairs])
     angles = np.array([angle for _, angle in pairs], dtype=np.int8)
     return images, labels, angles
 
 
-def draw_sheet(images, labels, path, columns=25, zoom=2):
-    """Write a contact sheet: each image enlarged, with its label below it."""
+def draw_sheet(images, names, path, columns=25, zoom=2):
+    """Write a contact sheet: each image enlarged, with its name below it."""
     cell, rows = SIDE * zoom, -(-len(images) // columns)
     sheet = Image.new("L", (columns * (cell + 4), rows * (cell + 16)), 90)
     pen = ImageDraw.Draw(sheet)
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
         x, y = number % columns * (cell + 4), number // columns * (cell + 16)
         sheet.paste(Image.fromarray(image).resize((cell, cell)), (x, y))
-        pen.text((x + cell // 2, y + cell), str(label), fill=255)
+        pen.text((x + cell // 2, y + cell), name, fill=255)
     sheet.save(path)
 
 
-def main():
-    """Make both splits, write them, and print the checksum of the file."""
-    parser = argparse.ArgumentParser(description="Draw the advlib digits.")
-    parser.add_argument("--out", type=Path, default=Path("advlib/digits.npz"))
+def make_file(what, splits, classes, per_class):
+    """Make a train and a test split, write them, and print the checksum of the file."""
+    parser = argparse.ArgumentParser(description=f"Draw the advlib {what}.")
+    parser.add_argument("--out", type=Path, default=Path(f"advlib/{what}.npz"))
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet of test images")
     options = parser.parse_args()
 
     arrays = {}
-    for split, name in enumerate(["train", "test"]):
-        images, labels, angles = make_split(split)
-        arrays |= {f"{name}_images": images, f"{name}_labels": labels, f"{name}_angles": angles}
+    for split, name in zip(splits, ["train", "test"], strict=True):
+        images, labels, angles = make_split(split, classes, per_class)
+        if options.sheet and name == "test":
+            draw_sheet(images[:400], [CLASSES[label] for label in labels[:400]], options.sheet)
+        numbers = np.searchsorted(classes, labels).astype(np.uint8)
+        arrays |= {f"{name}_images": images, f"{name}_labels": numbers, f"{name}_angles": angles}
     np.savez_compressed(options.out, **arrays)
-    if options.sheet:
-        draw_sheet(arrays["test_images"][:400], arrays["test_labels"][:400], options.sheet)
     data = options.out.read_bytes()
     print(f"{hashlib.sha256(data).hexdigest()}  {options.out}  {len(data):,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    make_file("digits", [0, 1], range(10), PER_CLASS)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from advlib import checkpoint
 from advlib.checks import check_model, check_path
-from advlib.data import Batches
-from advlib.evaluation import checked_pair
+from advlib.data import Batches, checked_pair
 
 Metrics = dict[str, list[float]]
 
