@@ -2,9 +2,26 @@
 
 from advlib import collapse as collapse
 from advlib import losses as losses
-from advlib.attacks import apgd, autoattack, bim, fgsm, input_gradient, pgd, square
+from advlib.attacks import (
+    added,
+    apgd,
+    autoattack,
+    bim,
+    ddn,
+    fgsm,
+    fmn,
+    input_gradient,
+    moved,
+    pasted,
+    patch,
+    pgd,
+    segpgd,
+    spatial,
+    square,
+    universal,
+)
 from advlib.data import Batches, Images, load_data
-from advlib.evaluation import accuracy, correct, predict, robust_accuracy, wilson_interval
+from advlib.evaluation import accuracy, correct, mean_iou, predict, robust_accuracy, wilson_interval
 from advlib.masking import self_test
 from advlib.models import Normalize, digit_net
 from advlib.report import Report, robustness_report
@@ -22,27 +39,37 @@ __all__ = [
     "Report",
     "Verification",
     "accuracy",
+    "added",
     "apgd",
     "autoattack",
     "bim",
     "correct",
     "cyclic",
+    "ddn",
     "digit_net",
     "evaluation_mode",
     "fgsm",
     "fit",
+    "fmn",
     "input_gradient",
     "load_checkpoint",
     "load_data",
+    "mean_iou",
+    "moved",
     "output_bounds",
+    "pasted",
+    "patch",
     "pgd",
     "pick_device",
     "predict",
     "robust_accuracy",
     "robustness_report",
     "seed_everything",
+    "segpgd",
     "self_test",
+    "spatial",
     "square",
+    "universal",
     "verify",
     "wilson_interval",
 ]

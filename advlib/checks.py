@@ -184,8 +184,11 @@ def check_images(x: Any, bounds: Bounds = None, name: str = "x") -> Tensor:
     return x
 
 
-def check_labels(y: Any, x: Tensor) -> Tensor:
-    """Return labels, int64 (n,), none negative; any integers will do, one alone for all of `x`."""
+def check_labels(y: Any, x: Tensor, *, pixels: bool = False) -> Tensor:
+    """Return labels, int64 (n,), none negative; any integers will do, one alone for all of `x`.
+
+    With `pixels` they may also be int64 (n, h, w), one for each pixel of images (n, c, h, w).
+    """
     if isinstance(y, Integral) and not isinstance(y, bool):
         y = torch.tensor(check_count("y", y, minimum=0), device=x.device)
     elif isinstance(y, np.ndarray) and y.dtype.kind in "iu":
@@ -195,7 +198,7 @@ def check_labels(y: Any, x: Tensor) -> Tensor:
         raise TypeError(f"y must be int64 class numbers, got {y.dtype}")
     if y.ndim == 0:
         y = y.expand(len(x))
-    if y.shape != x.shape[:1]:
+    if y.shape != x.shape[:1] and not (pixels and y.shape == x.shape[:1] + x.shape[2:]):
         hint = "; one image alone is x[None]" if x.ndim == 3 else ""
         raise ValueError(f"y must have shape ({len(x)},) as x has, got {tuple(y.shape)}{hint}")
     if y.device != x.device:
@@ -238,22 +241,26 @@ def called(model: nn.Module, x: Tensor) -> Tensor:
         hint = "; one image alone is x[None]" if x.ndim == 3 else ""
         given = f"{tuple(x.shape)}, {x.dtype}, on {x.device}{hint}"
         raise ValueError(f"x must be images the model takes, got {given}: {error}") from error
-    check_logits(scores, len(x))
+    check_logits(scores, x)
     return scores
 
 
-def check_logits(scores: Any, n: int) -> None:
-    """Accept logits (n, classes) of two classes or more, a row for each image."""
+def check_logits(scores: Any, x: Tensor) -> None:
+    """Accept logits (n, classes) of two classes or more, or (n, classes, h, w), for images `x`."""
     kind = "model must map (n, ...) to floating logits (n, classes) of two classes or more"
     if not isinstance(scores, Tensor):
         raise TypeError(f"{kind}, got {type(scores).__name__}")
     shape = tuple(scores.shape)
-    if len(shape) != 2 or shape[0] != n or shape[1] < 2 or not scores.is_floating_point():
-        raise ValueError(f"{kind}, got {shape}, {scores.dtype}, for n = {n}")
+    fits = shape[:1] == x.shape[:1] and shape[2:] in ((), x.shape[2:])
+    if not fits or shape[1:2] < (2,) or not scores.is_floating_point():
+        raise ValueError(f"{kind}, got {shape}, {scores.dtype}, for n = {len(x)}")
 
 
 def check_classes(scores: Tensor, y: Tensor) -> None:
-    """Accept labels that are classes of the logits."""
+    """Accept labels that are classes of the logits, one for each image or for each pixel."""
+    if scores.shape[2:] != y.shape[1:]:
+        shape, wanted = tuple(y.shape), ("n", *scores.shape[2:])
+        raise ValueError(f"y must have shape {wanted} for this model's logits, got {shape}")
     if int(y.max()) >= scores.shape[1]:
         given = int(y.max())
         raise ValueError(f"y must be below the model's {scores.shape[1]} classes, got {given}")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from advlib.checks import called, check_classes, is_out_of_memory, pulled_back, refuse_nan
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Loss of each image, from logits (n, classes) and labels, which may be any tensor of n rows."""
+"""Losses that are summed, from logits and labels, which may be any tensor of n rows."""
 
 # A hundred digits of float32 keep a CPU's cache warm, 2,500 fill a GPU in about a gigabyte.
 _BLOCK_BYTES = {"cpu": 320_000, "cuda": 8_000_000}
@@ -61,7 +61,7 @@ def ordered(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (n, classes) of images `x`, without gradients.
+    """Logits (n, classes), or (n, classes, h, w), of images `x`, without gradients.
 
     Raises:
         FloatingPointError: a logit is NaN.
@@ -80,7 +80,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 def gradient(
     model: nn.Module, x: Tensor, y: Tensor, loss: Loss | None = None, *, check: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) of `x`, and each image's gradient of `loss`, by default cross-entropy.
+    """Logits of `x`, and each image's gradient of the sum of `loss`, by default cross-entropy.
 
     The gradient has the shape of `x`; for half precision both are float32. `check` looks for NaN
     and for labels beyond the classes, for which a GPU has to wait. Errors as in `logits`; also
@@ -98,10 +98,11 @@ def gradient(
         # summed, so that a row does not depend on the batch it came in
         [slope] = torch.autograd.grad(losses.sum(), wide)
         # a power of two for each image, exact, which keeps its gradient in the range of float16
-        scale = slope.abs().amax(1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+        scale = slope.flatten(1).abs().amax(1).clamp_min(torch.finfo(slope.dtype).tiny)
         scale = scale.log2().floor().exp2()
-        back = pulled_back(scores, x, (slope / scale).to(scores.dtype))
-        return wide.detach(), back.to(slope.dtype) * scale.view(-1, *[1] * (x.ndim - 1))
+        down, up = (scale.view(-1, *[1] * (of.ndim - 1)) for of in (slope, x))
+        back = pulled_back(scores, x, (slope / down).to(scores.dtype))
+        return wide.detach(), back.to(slope.dtype) * up
 
     with torch.inference_mode(False), torch.enable_grad(), _no_weights_kept():
         scores, slopes = _in_blocks(model, work, ordered(model, x), y)

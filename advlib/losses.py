@@ -42,7 +42,7 @@ def trades_loss(
     check_number("progress", progress, maximum=1)
     for name, value in (("eps", eps), ("alpha", alpha), ("beta", beta)):
         check_number(name, value)
-    x, y = check_attack_input(model, x, y, bounds, generator=generator)
+    x, y = check_attack_input(model, x, y, bounds, generator=generator, pixels=True)
     steps = check_count("steps", steps)
     with evaluation_mode(model):
         scores = fast.logits(model, x)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import advlib
-from advlib import apgd, autoattack, bim, fgsm, input_gradient, pgd, predict, square
+from advlib import apgd, autoattack, bim, ddn, fgsm, fmn, input_gradient, pgd, predict, square
 
 EPS = 0.1
 DOUBLE = torch.float64
@@ -30,6 +30,16 @@ ATTACKS |= {"bim": BIM, "early-exit": EARLY, "pgd": PGD, "pgd-l2": partial(PGD, 
 ATTACKS |= {"apgd": APGD, "apgd-l2": partial(APGD, norm="l2")}
 ATTACKS |= {"apgd-dlr": partial(APGD, loss="dlr"), "square": SQUARE, "autoattack": AUTO}
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+
+
+def without_draws(attack):
+    return lambda model, x, y, generator=None: attack(model, x, y)
+
+
+MINIMUM = {f"fmn-{n}": without_draws(partial(fmn, norm=n, steps=8)) for n in ("l0", "l2", "linf")}
+MINIMUM |= {"ddn": without_draws(partial(ddn, steps=8))}
+ALL = ATTACKS | MINIMUM
+and_minimum = pytest.mark.parametrize("attack", ALL.values(), ids=ALL)
 DRAWING = {name: a for name, a in ATTACKS.items() if name not in ("fgsm", "bim", "early-exit")}
 
 
@@ -213,7 +223,7 @@ def test_random_start_is_spread_evenly_over_the_ball(norm):
     assert start.mean(0).abs().max() < 0.02
 
 
-@every_attack
+@and_minimum
 @pytest.mark.parametrize("training", [True, False])
 def test_flags_frozen_batchnorm_statistics_grads_and_global_rng_stay(attack, training):
     model = small_net().train(training)
@@ -225,7 +235,7 @@ def test_flags_frozen_batchnorm_statistics_grads_and_global_rng_stay(attack, tra
         input_gradient(model, images(), labels())
 
 
-@every_attack
+@and_minimum
 @pytest.mark.parametrize("mode", ["training", "no_grad", "inference_mode", "leaf"])
 def test_modes_of_model_and_caller_do_not_show_in_the_result(attack, mode):
     model, x, y = small_net(), images(), labels()
@@ -240,7 +250,7 @@ def test_modes_of_model_and_caller_do_not_show_in_the_result(attack, mode):
     assert x.grad is None
 
 
-@every_attack
+@and_minimum
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_shape_dtype_device_and_memory_format_stay(attack, dtype, memory_format):

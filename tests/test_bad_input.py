@@ -119,11 +119,12 @@ def count(least: int = 1, most: int = 2**63 - 1) -> Kind:
 def choice(*allowed: str) -> Kind:
     return Kind([*but(), *(f(w) for w in allowed for f in (str.upper, "{} ".format)), "", list])
 SIZES = torch.full((N,), 0.1)
-BUDGET = Kind(
-    [*number().bad, 1e30, SIZES[1:], SIZES[None], SIZES[:, None], SIZES[:0], np.full(3, 0.1),
-     *(at(v, SIZES) for v in (NAN, INF, -INF, -0.1, 1e30)), SIZES + 0j, np.full(N, NAN), SIZES > 0],
+SIGNED = Kind(
+    [*number(-3.4e38).bad, 1e30, SIZES[1:], SIZES[None], SIZES[:, None], SIZES[:0], np.full(3, 0.1),
+     *(at(v, SIZES) for v in (NAN, INF, -INF, 1e30)), SIZES + 0j, np.full(N, NAN), SIZES > 0],
     lambda v: [np.float64(v), np.float32(v), torch.tensor(v), torch.full((N,), v), np.full(N, v),
                torch.full((N,), v).double().requires_grad_()])
+BUDGET = SIGNED.and_bad(-0.1, np.float64(-1), at(-0.1, SIZES))
 PAIR = Kind(
     [*but("none"), "a", (), (0,), (0, 1, 2), (1, 0), (0, 0), (0, NAN), (-INF, 1), (0, INF), [X, X],
      (0, "1"), (0, True), (None, 1), (0, 1e39), (0, 10**400), (0, 1j)],
@@ -200,6 +201,14 @@ DEVICES = ["abacus", "cuda:99", "", "cpu:-1", "CPU", "cpu cpu", "\0", "meta", to
 DEVICE = Kind([*but(), *DEVICES], lambda v: [torch.device(v), "cpu:0"])
 PATH = Kind(but("str", "path"), lambda v: [str(v)])
 FILE = PATH.and_bad(Bad(FOREIGN, str(FOREIGN), True), Bad(FOLDER, ".*", True, {}, OSError))
+CHANGES = Kind(
+    [*but("array", "tensor"), at(NAN, X[:1]), X, X[:0], X[0], X[:1, :, 1:],
+     X[:1].repeat(1, 2, 1, 1), X[:1].long(), X[:1].to("meta"), X[:1].numpy()[0]],
+    lambda v: [v.numpy(), v.double()])
+PATCHES = CHANGES.and_bad(X[:1] - 0.1, X[:1, :, 1:3], Bad(torch.zeros(1, 1, 5, 5), "size"))
+CORNERS = Kind(
+    [*but("none"), (1,), (0, 1, 2), (0.0, 1), (True, 0), (-1, 0), (0, -1), ("0", 0), 1, (0, NAN),
+     *late([(3, 0), (0, 3), (10**30, 0)])], lambda v: [list(v), (np.int64(v[0]), v[1])])
 NUMBERS = Kind(
     [*but("array", "tensor"), np.zeros((2, 2)), np.array(0.5),
      *([0.5, bad] for bad in (NAN, INF, "1", True, 1j, None, [1.0], 10**400))],
@@ -220,7 +229,8 @@ ARGUMENTS: dict[str, tuple[Kind, Any]] = {
     **dict.fromkeys(("random_start", "early_exit", "shuffle"), (FLAG, True)),
     **dict.fromkeys(("width", "channels"), (count(1, 10_000), 1)),
     **dict.fromkeys(("xlabel", "ylabel", "colour"), (Kind([]), "gray")),  # as matplotlib likes
-    "area": (number(0, 1, above=True), 0.5), "progress": (number(0, 1), 0.5),
+    "area": (number(0, 1, above=True), 0.5), "gamma": (number(0, 1), 0.5),
+    "progress": (number(0, 1), 0.5),
     "z": (number(0, 1e6), 2.0), "norm": (choice("linf", "l2"), "linf"),
     "loss": (choice("ce").and_bad("dlr-targeted", *late(["targeted-dlr"])), "ce"),
     "method": (choice("interval", "crown"), "crown"), "bounds": (BOUNDS, (0.0, 1.0)),
@@ -237,18 +247,31 @@ ARGUMENTS: dict[str, tuple[Kind, Any]] = {
     "losses": (MAYBE_NAN, [0.5, 0.25]), "iterations_per_epoch": (count(0), 1),
     "accuracies": (Kind([*but(), *({"a": b} for b in NUMBERS.bad), {"a": [1]}]), {"a": [0.5, 0.2]}),
     "intervals": (Kind([*but("none"), {"a": []}, {"b": [(0, 1)] * 2}]), {"a": [(0.1, 0.9)] * 2}),
+    **dict.fromkeys(("degrees", "right", "down"), (SIGNED, 0.125)), "shift": (number(0, 4), 1.0),
+    **dict.fromkeys(("turns", "shifts", "draws", "epochs"), (count(), 2)),
+    "change": (CHANGES, X[:1]), "patch": (PATCHES, X[:1, :, :2, :2]),
+    "corner": (CORNERS, (1, 0)), "target": (count(0).and_bad(Bad(3, "y", True)), None),
     "rows": (Kind([*but(), {"a": (2, 0, 1)}, {"a": (0.5, 1, 0)}, {"a": 1}]), {"a": (0.5, 0, 1)})}
 NUMBER, ANSWER = (number(), 0.125), {"model": (ANSWERING, NET)}
 REPORTED = {"attacks": (NAMED, {"same": same})}
 PROVEN = {"model": (KNOWN, PLAIN), "eps": (number(), 1.0)}
+UNASKED = {"model": (MODULE, NET), "x": (IMAGES.early(), X), "y": (LABELS.early(), Y)}
+CLIMBING = {"eps": NUMBER, "alpha": NUMBER, "size": (count(1, 4), 2), "batches": (
+    BATCHES.and_bad(*(Bad([(image, Y)], "x", True) for image in OUTSIDE)), [(X, Y)])}
 CALM = {"model": (DIFFERENTIABLE, PLAIN)}  # run as it trains, where a BatchNorm may change
 FOREIGN_ONE = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)  # of another model's weights
 ALONE = {"lr": None, "momentum": 0.9, "weight_decay": 0.0}  # beside an optimizer
 NO_OPTIMIZERS = [*NO_FUNCTION, torch.optim.LBFGS, FOREIGN_ONE, lambda weights: FOREIGN_ONE]
 MORE: dict[str, dict[str, tuple[Kind, Any]]] = {
+    "fmn": {"norm": (choice("l0", "l2", "linf"), "l2"), "alpha": NUMBER},
     "square": ANSWER | {"x": (IMAGES.and_bad(X.flatten(1), X[:, 0]), X)},
-    **dict.fromkeys(("correct", "accuracy", "robust_accuracy"), ANSWER),
+    **dict.fromkeys(("correct", "accuracy", "robust_accuracy", "mean_iou"), ANSWER),
     "predict": ANSWER | {"x": (ANY_IMAGES, X)}, "input_gradient": {"x": (ANY_IMAGES, X)},
+    "spatial": ANSWER | {"x": (IMAGES.and_bad(X.flatten(1), X[:, 0]), X),
+                         "degrees": (number(0, 180), 5.0)},
+    "moved": {"x": (ANY_IMAGES.early().and_bad(X[0]), X)},
+    **dict.fromkeys(("added", "pasted"), UNASKED),
+    **dict.fromkeys(("universal", "patch"), CLIMBING),
     "evaluation_mode": {"model": (MODULE, NET)}, "pick_device": {"name": (DEVICE, "cpu")},
     "load_data": {"name": (choice("digits", "mnist"), "digits"), "root": (PATH, FOLDER)},
     "Batches": {"x": (ANY_IMAGES.early(), X), "y": (LABELS.early(), Y)},
@@ -313,7 +336,7 @@ def bad_and_same(function: str, name: str) -> tuple[list[Bad], list[Any]]:
 
 
 worked: list[Any] = []
-FILES = [(data, "_read_digits"), (checkpoint, "read"), (checkpoint, "write")]
+FILES = [(data, "_read_shipped"), (checkpoint, "read"), (checkpoint, "write")]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -435,11 +458,14 @@ def test_other_forms_mean_the_same(function):
 @pytest.mark.parametrize("function", advlib.attacks.__all__)
 def test_attacks_take_other_precisions_and_gradient_modes(function):
     # numbers drawn in another precision are others
-    again = {"random_start": False} if "random_start" in NAMES[function] else {}
+    again = {"random_start": False, "draws": None}
+    again = {name: value for name, value in again.items() if name in NAMES[function]}
     expected = run(function, good(function) | again)
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        arguments = good(function) | {"model": small_net(dtype=dtype), "x": X.to(dtype)} | again
-        agree(run(function, arguments), expected, 0.01 if again else 0.1)
+        other = {"model": small_net(dtype=dtype), "x": X.to(dtype), "batches": [(X.to(dtype), Y)]}
+        other = {name: value for name, value in other.items() if name in NAMES[function]}
+        arguments = good(function) | other | again
+        agree(run(function, arguments), expected, 0.01 if "random_start" in again else 0.1)
     for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
         with mode:
             agree(run(function, good(function) | again), expected, 0.01)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import images, labels, linear, seeded, small_net
-from test_attacks import ATTACKS, BIM, FGSM
+from test_attacks import ALL, ATTACKS, BIM, FGSM
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
@@ -87,7 +87,7 @@ def test_half_precision_loses_no_images_gradient(half, autocast):
         assert input_gradient(net, x, y).flatten(1).any(1).sum() == expected > 140
 
 
-CALLS = ATTACKS | {"accuracy": lambda model, x, y: accuracy(model, [(x, y)]), "predict": PREDICT}
+CALLS = ALL | {"accuracy": lambda model, x, y: accuracy(model, [(x, y)]), "predict": PREDICT}
 CALLS["report"] = partial(advlib.robustness_report, eps=0.1, attacks={"fgsm": FGSM})
 
 
@@ -137,3 +137,76 @@ def test_an_attack_with_a_surrogate_of_its_own_is_taken():
             return x
 
     assert accuracy(small_net(), Batches(images(6), labels(6)), attack=Transfer()) >= 0
+
+
+def flat(images):
+    """Pixels (n * h * w, c) of images (n, c, h, w)."""
+    return images.movedim(1, -1).flatten(0, -2)
+
+
+@pytest.fixture
+def pixelwise():
+    """A network that looks at each pixel alone, and the same one for pixels as rows; six images."""
+    whole, alone = nn.Conv2d(3, 4, 1), nn.Linear(3, 4)
+    with torch.no_grad():
+        whole.weight.copy_(torch.randn(4, 3, 1, 1, generator=seeded()))
+        alone.weight.copy_(whole.weight[:, :, 0, 0])
+        alone.bias.copy_(whole.bias)
+    x = torch.rand(6, 3, 5, 7, generator=seeded())
+    return whole, alone, x, torch.randint(4, (6, 5, 7), generator=seeded())
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_labels_of_pixels_are_attacked_as_those_of_images(pixelwise, size, targeted):
+    whole, alone, x, y = pixelwise
+    attack = partial(bim, eps=0.2, alpha=0.05, steps=6, targeted=targeted)
+    assert torch.equal(flat(attack(whole, x, y)), attack(alone, flat(x), y.flatten()))
+    assert torch.equal(predict(whole, x).flatten(), predict(alone, flat(x)))
+    slopes = input_gradient(whole, x, y), input_gradient(alone, flat(x), y.flatten())
+    torch.testing.assert_close(flat(slopes[0]), slopes[1])
+    found = accuracy(whole, Batches(x, y, batch_size=size), attack=attack)
+    assert found == accuracy(alone, Batches(flat(x), y.flatten()), attack=attack)
+
+
+def test_labels_of_pixels_are_trained_on_as_those_of_images(pixelwise):
+    whole, alone, x, y = pixelwise
+    attack = partial(fgsm, eps=0.1)
+    losses = [
+        fit(net, Batches(*data, batch_size=size), epochs=3, lr=0.5, attack=attack).loss
+        for net, data, size in ((whole, (x, y), 2), (alone, (flat(x), y.flatten()), 70))
+    ]
+    assert losses[0] == pytest.approx(losses[1])
+    torch.testing.assert_close(whole.weight[:, :, 0, 0], alone.weight)
+
+
+def test_an_image_is_broken_when_no_label_of_its_pixels_is_right(pixelwise):
+    whole, _, x, _ = pixelwise
+    right = predict(whole, x)
+    y = (right + 1) % 4
+    y[1, 0, 0], y[2] = right[1, 0, 0], right[2]  # one pixel of an image, all of the next
+    attack = partial(advlib.pgd, eps=0.1, alpha=0.1, steps=2, random_start=False, early_exit=True)
+    for targeted, done in ((False, [0, 3, 4, 5]), (True, [2])):
+        found = attack(whole, x, y, targeted=targeted)
+        assert (found == x).flatten(1).all(1).nonzero().flatten().tolist() == done
+
+
+@pytest.mark.parametrize("wrong", [(6,), (6, 5), (6, 7, 5), (6, 5, 7, 1)])
+def test_labels_that_fit_neither_the_images_nor_the_logits_are_refused(pixelwise, wrong):
+    whole, _, x, _ = pixelwise
+    y = torch.zeros(wrong, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"y must have shape \("):
+        bim(whole, x, y, eps=0.1, alpha=0.1, steps=1)
+    with pytest.raises(ValueError, match=r"y must have shape \("):
+        accuracy(whole, [(x, y)])
+
+
+@pytest.mark.parametrize("function", [apgd, advlib.autoattack, advlib.square])
+def test_where_each_image_needs_one_answer_labels_of_pixels_are_refused(pixelwise, function):
+    whole, _, x, y = pixelwise
+    with pytest.raises(ValueError, match=r"y must have shape \(6,\)"):
+        function(whole, x, y, eps=0.1)
+    with pytest.raises(ValueError, match=r"y must have shape \(6,\)"):
+        advlib.robust_accuracy(whole, [(x, y)], attacks=[FGSM])
+    with pytest.raises(ValueError, match=r"y must have shape \('n', 5, 7\)"):
+        function(whole, x, y[:, 0, 0], eps=0.1)

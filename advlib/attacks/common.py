@@ -75,9 +75,9 @@ def project(x_adv: Tensor, x: Tensor, eps: Budget, bounds: Bounds, norm: str) ->
 
 
 def is_broken(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Whether the attack has what it wants of each image, bool (n,)."""
-    hit = logits.argmax(1) == y
-    return hit if targeted else ~hit
+    """Whether the attack has what it wants of each image, of all its labels, bool (n,)."""
+    hit = (logits.argmax(1) == y).view(len(y), -1)
+    return hit.all(1) if targeted else ~hit.any(1)
 
 
 def leads(scores: Tensor, y: Tensor) -> Tensor:
@@ -94,9 +94,13 @@ def check_attack_input(
     bounds: Bounds = None,
     norm: Any = "linf",
     generator: Any = None,
+    pixels: bool = False,
     **flags: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Check what every attack is given; return images and labels as detached tensors."""
+    """Check what every attack is given; return images and labels as detached tensors.
+
+    `pixels` says that labels may be (n, h, w), too.
+    """
     check_model(model)
     check_bounds(bounds)
     check_choice("norm", norm, list(BALLS))
@@ -104,16 +108,24 @@ def check_attack_input(
     for name, flag in flags.items():
         check_flag(name, flag)
     x = check_images(x, bounds)
-    return x, check_labels(y, x)
+    return x, check_labels(y, x, pixels=pixels)
 
 
-def budget(name: str, value: Any, x: Tensor) -> Budget:
+def check_pictures(x: Tensor) -> Tensor:
+    """Accept images with rows and columns, (n, c, h, w)."""
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
+    return x
+
+
+def budget(name: str, value: Any, x: Tensor, *, signed: bool = False) -> Budget:
     """A number as it is; one value per image shaped to broadcast over that image's pixels."""
     most = torch.finfo(x.dtype).max ** 0.5 / 4  # so that no length or step overflows
+    least = -most if signed else 0.0
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         value = torch.as_tensor(value)
     if not isinstance(value, Tensor):
-        return check_number(name, value, maximum=most)
+        return check_number(name, value, least, most)
     check_tensor(name, value)
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold numbers, got {value.dtype}")
@@ -121,14 +133,15 @@ def budget(name: str, value: Any, x: Tensor) -> Budget:
         given = tuple(value.shape)
         raise ValueError(f"{name} must be a number or have shape ({len(x)},), got {given}")
     value = value.detach().to(x).expand(len(x))
-    if not 0 <= value.min() <= value.max() <= most:
-        raise ValueError(f"{name} must be from 0 to {most:g} for every image")
+    if not least <= value.min() <= value.max() <= most:
+        raise ValueError(f"{name} must be from {least:g} to {most:g} for every image")
     return value.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def budget_per_image(name: str, value: Any, x: Tensor) -> Tensor:
+def budget_per_image(name: str, value: Any, x: Tensor, *, signed: bool = False) -> Tensor:
     """A budget as a tensor of one value per image, shaped to broadcast over its pixels."""
-    value = torch.as_tensor(budget(name, value, x), dtype=x.dtype, device=x.device)
+    value = budget(name, value, x, signed=signed)
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     return value.expand(len(x), *[1] * (x.ndim - 1))
 
 

@@ -1,14 +1,15 @@
-"""Attacks that climb the cross-entropy along its gradient: FGSM, BIM, PGD."""
+"""Attacks that climb the cross-entropy along its gradient: FGSM, BIM, PGD, and SegPGD for maps."""
 
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advlib import fast
 from advlib.attacks.common import BALLS, budget, check_attack_input, is_broken, project, rows
-from advlib.checks import Bounds, check_count
-from advlib.runtime import evaluation_mode
+from advlib.checks import Bounds, check_classes, check_count
+from advlib.runtime import evaluation_mode, uniform
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     A row does not depend on the batch it came in. For images in half precision it is float32.
     """
-    x, y = check_attack_input(model, x, y)
+    x, y = check_attack_input(model, x, y, pixels=True)
     with evaluation_mode(model):
         return fast.gradient(model, x, y)[1]
 
@@ -94,11 +95,11 @@ def pgd(
     """Projected gradient descent: BIM from `restarts` random starts; any one's success counts.
 
     Only images still standing are attacked again: each is returned as the restart that broke it
-    left it, or else the last one. `norm` and `early_exit` are those of `bim`.
+    left it, or else the last one, as of most maps. `norm` and `early_exit` are those of `bim`.
     Reference: Madry et al., ICLR 2018, arXiv:1706.06083.
     """
     flags = {"random_start": random_start, "targeted": targeted, "early_exit": early_exit}
-    x, y = check_attack_input(model, x, y, bounds, norm, generator, **flags)
+    x, y = check_attack_input(model, x, y, bounds, norm, generator, pixels=True, **flags)
     steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
     eps, alpha = budget("eps", eps, x), budget("alpha", alpha, x)
     ball = BALLS[norm]
@@ -145,3 +146,43 @@ def pgd(
             if len(standing) == 0:
                 break
     return x_adv
+
+
+def segpgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    alpha: float | Tensor,
+    steps: int,
+    random_start: bool = True,
+    bounds: Bounds = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """PGD whose loss weighs pixels that are wrong already less than those that are still right.
+
+    `y` are labels (n, h, w). In step t of T the loss of a wrong pixel weighs (t - 1) / 2T, that of
+    a right one the rest of 1: at first only right ones count, at last nearly both alike.
+    Reference: Gu et al., ECCV 2022, arXiv:2207.12391.
+    """
+    flags = {"pixels": True, "random_start": random_start}
+    x, y = check_attack_input(model, x, y, bounds, generator=generator, **flags)
+    steps = check_count("steps", steps)
+    eps, alpha = budget("eps", eps, x), budget("alpha", alpha, x)
+    start = x + eps * uniform(x, generator) if random_start else x
+    here = project(start, x, eps, bounds, "linf")
+    with evaluation_mode(model):
+        for k in range(steps):
+            loss = partial(_weighted, part=k / (2 * steps), check=k == 0)
+            slopes = fast.gradient(model, here, y, loss, check=k in (0, steps - 1))[1]
+            here = project(here + alpha * slopes.sign().to(x.dtype), x, eps, bounds, "linf")
+    return here
+
+
+def _weighted(scores: Tensor, y: Tensor, part: float, check: bool) -> Tensor:
+    """Cross-entropy of each pixel, (n, h, w): times `part` where it is wrong, else the rest."""
+    if check:
+        check_classes(scores, y)
+    losses = F.cross_entropy(scores, y, reduction="none")
+    return torch.where(scores.argmax(1) != y, part * losses, (1 - part) * losses)

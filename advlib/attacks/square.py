@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from advlib import fast
-from advlib.attacks.common import budget_per_image, check_attack_input, indices, is_broken, leads
+from advlib.attacks.common import (
+    budget_per_image,
+    check_attack_input,
+    check_pictures,
+    indices,
+    is_broken,
+    leads,
+)
 from advlib.checks import Bounds, check_classes, check_count, check_number
 from advlib.runtime import evaluation_mode, source_of
 
@@ -34,8 +41,7 @@ def square(
     Reference: Andriushchenko et al., ECCV 2020, arXiv:1912.00049.
     """
     x, y = check_attack_input(model, x, y, bounds, generator=generator, targeted=targeted)
-    if x.ndim != 4:
-        raise ValueError(f"x must have shape (n, c, h, w), got {tuple(x.shape)}")
+    check_pictures(x)
     queries = check_count("queries", queries)
     if check_number("area", area, maximum=1) == 0:
         raise ValueError("area must be above 0")
