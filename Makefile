@@ -72,6 +72,7 @@ results: $(STAMP) ## train and attack again for the book's numbers, into book/re
 	$(BIN)/python -m advlib report
 	$(BIN)/python -m advlib sandwich
 	$(BIN)/python -m advlib smoothing
+	$(BIN)/python -m advlib minimum
 	$(BIN)/python -m tools.readme_table
 
 # torchattacks wants an old requests that Sphinx refuses, so the other libraries live apart
@@ -88,6 +89,7 @@ slow: $(BENCH)/.advlib-installed ## tests that take minutes: other libraries as 
 bench: $(BENCH)/.advlib-installed $(STAMP) ## compare with six attack libraries and measure, into benchmarks/results (hours)
 	$(BENCH)/bin/python -m benchmarks peers
 	$(BENCH)/bin/python -m benchmarks autoattack
+	$(BENCH)/bin/python -m benchmarks minimum
 	$(BENCH)/bin/python -m benchmarks parts
 	$(BENCH)/bin/python -m benchmarks training
 	$(BIN)/python -m tools.readme_table

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from advlib import pick_device
-from benchmarks import build, common, parts, peers, training
+from benchmarks import build, common, minimum, parts, peers, training
 
 
 def main() -> None:
@@ -29,6 +29,9 @@ def main() -> None:
     )
     strong = what.add_parser("autoattack", help="AutoAttack against torchattacks'")
     strong.add_argument("--images", type=int, default=30)
+    least = what.add_parser("minimum", help="DDN and FMN against adv_lib's and foolbox's")
+    least.add_argument("--images", type=int, default=200)
+    least.add_argument("--steps", type=int, default=100)
     part = what.add_parser("parts", help="what each part of the speed is worth")
     part.add_argument("--images", type=int, default=500)
     part.add_argument("--steps", type=int, nargs="*", default=[100, 1000], help="of long attacks")
@@ -46,6 +49,8 @@ def main() -> None:
         peers.main(device, rounds, options.batch_sizes, options.layout, options.images)
     elif options.what == "autoattack":
         peers.autoattack(device, rounds, options.images)
+    elif options.what == "minimum":
+        minimum.main(device, rounds, options.images, options.steps)
     elif options.what == "parts":
         parts.main(device, rounds, options.images, options.steps)
     else:

@@ -12,7 +12,8 @@ from advlib.book.parts import deep_net, shifted
 
 BAD = "report --images -5, report --images 0, report --images 5001, sandwich --images word"
 BAD += ", results --seeds -1, results --seeds 0 1.5, networks --device abacus, report --out ."
-BAD += ", smoothing --images 0, results --out no/such/file.json, networks --only nobody, train"
+BAD += ", smoothing --images 0, minimum --images 0"
+BAD += ", results --out no/such/file.json, networks --only nobody, train"
 
 
 @pytest.mark.parametrize("options", [*BAD.split(", "), ""])

@@ -1,7 +1,8 @@
 """What the book ships and shows, made again: run these from the root of the book's repository.
 
 `networks` trains what ships in `advlib.book.trained`. `results` trains and attacks, `report`
-attacks more strongly, `sandwich` and `smoothing` prove, for the numbers in the book's JSON files.
+attacks more strongly, `sandwich` and `smoothing` prove, and `minimum` looks for the smallest
+changes, for the numbers in the book's JSON files.
 """
 
 import argparse
@@ -9,13 +10,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from advlib import bim, load_data, robustness_report, verify
+from advlib import bim, ddn, fmn, load_data, predict, robustness_report, verify
 from advlib.book import recipes, trained
 from advlib.book.smoothing import Smoothed, certify, votes
 from advlib.evaluation import _mean
@@ -50,7 +52,10 @@ def main() -> None:
     between.add_argument("--images", type=whole(1, TEST_IMAGES), default=500)
     chance = commands.add_parser("smoothing", help="certified by noise, into book/smoothing.json")
     chance.add_argument("--images", type=whole(1, TEST_IMAGES), default=500)
+    least = commands.add_parser("minimum", help="smallest changes, into book/minimum.json")
+    least.add_argument("--images", type=whole(1, TEST_IMAGES), default=500)
     made = {"results": results, "reports": report, "sandwich": between, "smoothing": chance}
+    made["minimum"] = least
     for out, command in made.items():
         command.add_argument("--out", type=output, default=f"book/{out}.json")
     for command in (networks, *made.values()):
@@ -72,8 +77,10 @@ def main() -> None:
         found = reports(arguments.images, device)
     elif arguments.command == "sandwich":
         found = sandwich(arguments.images, device)
-    else:
+    elif arguments.command == "smoothing":
         found = smoothing(arguments.images, device)
+    else:
+        found = minimum(arguments.images, device)
     unfinished = arguments.out.with_suffix(".partial")
     unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, arguments.out)
@@ -184,6 +191,34 @@ def smoothing(images: int, device: str | None) -> dict[str, Any]:
         "certified and broken": int(broken.sum()),
     }
     return {**made, "samples": samples, **counted, "radii": RADII, "lines": lines}
+
+
+def minimum(images: int, device: str | None) -> dict[str, Any]:
+    """Look for the smallest change of each of the first test images, in three norms.
+
+    A size is 0 where the image is wrong already, and None where no change was found.
+    """
+    test = load_data(device=device)[1]
+    x, y = test.x[:images], test.y[:images]
+    norms: dict[str, tuple[float, Any]] = {
+        "linf": (torch.inf, partial(fmn, norm="linf")),
+        "l2": (2.0, ddn),
+        "l0": (0.0, partial(fmn, norm="l0")),
+    }
+    sizes: dict[str, dict[str, list[float | None]]] = {}
+    for name in ("standard", "robust", "noisy"):
+        net = trained.network(name, device=device)
+        sizes[name] = {}
+        for norm, (order, attack) in norms.items():
+            x_adv = attack(net, x, y)
+            broken = (predict(net, x_adv) != y).tolist()
+            found = (x_adv - x).flatten(1).norm(order, dim=1).tolist()
+            sizes[name][norm] = [
+                round(size, 4) if hit else None for size, hit in zip(found, broken, strict=True)
+            ]
+            print(f"{name}, {norm}: {sum(broken)} of {images} broken", flush=True)
+    made = {"images": images, "machine": recipes.machine(device), "torch": torch.__version__}
+    return {**made, "sizes": sizes}
 
 
 def _share(which: Tensor) -> float:
