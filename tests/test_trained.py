@@ -12,14 +12,14 @@ import pytest
 import torch
 from conftest import equal
 
-from advlib import Batches, accuracy, checkpoint, load_data
+from advlib import Batches, accuracy, checkpoint, load_data, mean_iou
 from advlib.book import commands, recipes, trained
 
 DIGITS = load_data(device="cpu")
 
 
-def right(net, n, attack=None):
-    x, y = DIGITS[1][:2]
+def right(net, n, attack=None, data="digits"):
+    x, y = load_data(data, device="cpu")[1][:2]
     return accuracy(net, Batches(x[:n], y[:n]), attack=attack)
 
 
@@ -37,8 +37,11 @@ def test_a_file_is_whole_and_as_good_as_the_index_says(name):
     assert trained.history(name) == found.history
     assert len(found.history.loss) == recipe.epochs * -(-recipe.images // recipe.batch_size)
     watched = recipe.watch(DIGITS[1]) is not None
-    assert watched == (recipe.eps > 0 and recipe.method != "noise")
-    assert set(found.history.metrics) == ({"fgsm", "pgd"} if watched else set())
+    maps = recipe.data == "scenes"
+    assert watched == (maps or (recipe.eps > 0 and recipe.method != "noise"))
+    assert set(found.history.metrics) == (
+        {"clean" if maps else "fgsm", "pgd"} if watched else set()
+    )
     assert all(len(values) == recipe.epochs for values in found.history.metrics.values())
     assert min(found.seconds, len(found.machine), len(found.torch)) > 0
     assert (found.net is None) == (name in recipes.HISTORIES)
@@ -48,9 +51,15 @@ def test_a_file_is_whole_and_as_good_as_the_index_says(name):
     assert kept == {torch.float16 if name in recipes.HALF else torch.float32}
     net = trained.network(name, device="cpu")
     assert {p.dtype for p in net.parameters()} == {torch.float32}
+    if maps:
+        some = Batches(*(part[:80] for part in load_data("scenes", device="cpu")[1][:2]))
+        for kind, attack in (("clean", None), ("bim", recipes.MAPS_BIM)):
+            found = mean_iou(net, some, attack=attack)
+            assert found == pytest.approx(told[kind], abs=0.06)
+        return
     for kind, n, attack in (("clean", 500, None), ("bim", 50, recipes.BIM)):
         margin = 4 * (max(told[kind] * (1 - told[kind]), 0.01) / n) ** 0.5
-        assert right(net, n, attack) == pytest.approx(told[kind], abs=margin)
+        assert right(net, n, attack, recipe.data) == pytest.approx(told[kind], abs=margin)
 
 
 def test_a_network_trained_again_is_as_good():

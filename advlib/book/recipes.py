@@ -20,6 +20,7 @@ from advlib.book.parts import (
     shifted,
     with_noise,
 )
+from advlib.book.segmentation import unet, watch_maps
 from advlib.checks import Attack, Bounds, check_choice, check_device
 from advlib.collapse import fgsm_against_pgd
 from advlib.data import Batches, Images, load_data
@@ -28,11 +29,14 @@ from advlib.models import digit_net
 from advlib.training import History, Loss, TrainingMonitor, cyclic, fit
 
 EPS = 0.1
+MAPS_EPS = 0.05  # of the scenes
+MAPS_BIM = partial(bim, eps=MAPS_EPS, alpha=MAPS_EPS / 10, steps=20)
 METHODS = ("fgsm", "pgd", "trades", "grad-align", "interval", "noise")
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "digit-net": digit_net,
     "deep-net": deep_net,
     "preact-resnet18": preact_resnet18,
+    "unet": unet,
 }
 BIM = partial(bim, eps=EPS, alpha=0.01, steps=20)
 # the source's own attacks: pixels never clipped, and another step size for the robust network
@@ -95,7 +99,9 @@ class Recipe:
         return NETWORKS[self.network](generator=torch.Generator().manual_seed(self.seed))
 
     def watch(self, test_set: Images) -> Callable[[nn.Module], dict[str, float]] | None:
-        """Return what adversarial training is watched by, on 200 test images."""
+        """Return what adversarial training is watched by, on 200 test images; maps always are."""
+        if self.data == "scenes":
+            return partial(watch_maps, x=test_set.x[:25], y=test_set.y[:25], eps=MAPS_EPS)
         x, y = test_set.x[:200], test_set.y[:200]
         watched = self.eps and self.method != "noise"
         return partial(fgsm_against_pgd, x=x, y=y, eps=self.eps) if watched else None
@@ -171,6 +177,10 @@ NOISY = replace(FAST, eps=0.25, method="noise", epochs=8)
 RELABELLED = Recipe(relabel=EPS, epochs=6, batch_size=50, lr=0.05, cyclic=True)
 # too few images: robust on them and not on others (the page "Train on")
 SMALL_SET = replace(ROBUST, images=500, epochs=60, batch_size=50, lr=0.02, method="pgd", steps=4)
+# a label for each pixel (chapter 16)
+SCENES = Recipe(data="scenes", network="unet", images=900, epochs=40, batch_size=10, lr=0.2)
+SCENES = replace(SCENES, cyclic=True)
+SCENES_ROBUST = replace(SCENES, eps=MAPS_EPS, alpha=1.25 * MAPS_EPS)
 # after Wong et al., ICLR 2020, arXiv:2001.03994
 CIFAR10 = Recipe(
     data="cifar10",
@@ -213,12 +223,13 @@ SEEDED = {
 SHIPPED = (
     {"standard": STANDARD, "robust": ROBUST, "provable": PROVABLE, "fast": FAST}
     | {"fast-long": FAST_LONG, "deep": DEEP, "noisy": NOISY}
+    | {"scenes": SCENES, "scenes-robust": SCENES_ROBUST}
     | {"collapsed": replace(SEEDED["no-start-0"], epochs=10)}
     | SEEDED
 )
 """What `advlib.book.trained` has ready, and `make networks` trains again."""
 HALF = (
-    *("fast", "fast-long", "deep", "noisy", "collapsed"),
+    *("fast", "fast-long", "deep", "noisy", "scenes", "scenes-robust", "collapsed"),
     *(name for name in SEEDED if name.startswith(("no-start", "random-start", "relabelled"))),
 )
 """Of these the weights are kept in half precision."""

@@ -20,8 +20,8 @@ from torch import nn
 from advlib import checkpoint
 from advlib.book import recipes
 from advlib.checks import check_choice, check_device
-from advlib.data import DIGITS_SHA256, Batches, load_data
-from advlib.evaluation import accuracy
+from advlib.data import SHIPPED, Batches, load_data
+from advlib.evaluation import accuracy, mean_iou
 from advlib.training import History
 from advlib.training.state import read_history
 
@@ -84,7 +84,7 @@ def load(name: str) -> Trained:
     content = checkpoint.read(path)
     recipe = recipes.SHIPPED[name]
     for what, saved, present in (
-        ("from other digits", content["data"], DIGITS_SHA256),
+        (f"from other {recipe.data}", content["data"], SHIPPED[recipe.data][0]),
         # a field that is younger than the file has its default there
         ("by another recipe", asdict(recipes.Recipe()) | content["recipe"], asdict(recipe)),
     ):
@@ -105,13 +105,15 @@ def index() -> dict[str, dict[str, Any]]:
     return found
 
 
-def measured(net: nn.Module) -> dict[str, float]:
-    """Accuracy on the 5,000 test images, clean and under the book's BIM."""
-    test = load_data(device=next(net.parameters()).device)[1]
+def measured(net: nn.Module, data: str) -> dict[str, float]:
+    """Accuracy on all test images, clean and under the book's BIM; of maps mean IoU, with less."""
+    test = load_data(data, device=next(net.parameters()).device)[1]
+    maps = data == "scenes"
+    measure, bim = (mean_iou, recipes.MAPS_BIM) if maps else (accuracy, recipes.BIM)
     batches = Batches(test.x, test.y)
     return {
-        kind: round(accuracy(net, batches, attack=attack), 4)
-        for kind, attack in (("clean", None), ("bim", recipes.BIM))
+        kind: round(measure(net, batches, attack=attack), 4)
+        for kind, attack in (("clean", None), ("bim", bim))
     }
 
 
@@ -130,7 +132,7 @@ def make(names: Iterable[str], *, device: str | None = None, check: bool = False
         seconds = time.process_time() - began
         if name in recipes.HALF:
             net.half().float()
-        now = measured(net)
+        now = measured(net, recipe.data)
         if name in recipes.HISTORIES:
             now |= {kind: values[-1] for kind, values in history.metrics.items()}
         known = index() if (FOLDER / "index.json").exists() else {}
@@ -147,7 +149,7 @@ def make(names: Iterable[str], *, device: str | None = None, check: bool = False
             weights = {key: value.half() for key, value in weights.items()}
         content = {
             "recipe": asdict(recipe),
-            "data": DIGITS_SHA256,
+            "data": SHIPPED[recipe.data][0],
             "torch": str(torch.__version__),  # else of a class that is not loaded
             "machine": recipes.machine(device),
             "seconds": round(seconds, 1),
