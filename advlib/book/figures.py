@@ -301,6 +301,61 @@ def confusion_matrix(
     return figure
 
 
+# Paul Tol's muted colours, which colour-blind readers can tell apart, and black
+_TEN = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255")
+LABELS = (*_TEN, "#AA4499", "#000000")
+
+
+def label_maps(columns: Mapping[str, Tensor], rows: Sequence[str] = ()) -> "Figure":
+    """Show a column per name: grey images (n, 1, h, w), or maps of labels (n, h, w), all of one n.
+
+    In a map the ground, label 0, is white. Each digit d, label d + 1, has its colour, and d is
+    written on each of its pieces of twelve pixels or more.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+    from matplotlib.patheffects import withStroke
+
+    n, outline = len(next(iter(columns.values()))), [withStroke(linewidth=2.5, foreground="white")]
+    figure, axes = _subplots(n, len(columns), figsize=(1.35 * len(columns), 1.45 * n + 0.5))
+    for column, (name, values) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(name, fontsize=10)
+        for axis, image in zip(column, values.detach().cpu(), strict=True):
+            axis.set(xticks=[], yticks=[])
+            if image.ndim == 3:
+                axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
+                continue
+            axis.imshow(image.numpy(), cmap=ListedColormap(["white", *LABELS]), vmin=0, vmax=10)
+            for label in image[image > 0].unique().tolist():
+                pieces = _pieces(image == label)
+                for piece in pieces[pieces > 0].unique():
+                    down, across = (pieces == piece).nonzero().float().mean(0).tolist()
+                    if (pieces == piece).sum() >= 12:
+                        place = {"ha": "center", "va": "center", "weight": "bold", "size": 9}
+                        axis.text(across, down, str(label - 1), path_effects=outline, **place)
+    for axis, name in zip(axes[:, 0], rows, strict=False):
+        axis.set_ylabel(name)
+    keys = [Patch(color=colour, label=str(d)) for d, colour in enumerate(LABELS)]
+    figure.legend(
+        handles=keys,
+        ncols=10 if len(columns) > 4 else 5,
+        loc="outside lower center",
+        frameon=False,
+        handlelength=1,
+        columnspacing=1,
+    )
+    return figure
+
+
+def _pieces(mask: Tensor) -> Tensor:
+    """Number the connected pieces of a mask, bool (h, w); 0 is outside of it."""
+    found = torch.arange(1.0, mask.numel() + 1).view(mask.shape) * mask
+    before = torch.zeros_like(found)
+    while not torch.equal(found, before):  # the largest number floods its piece
+        before, found = found, F.max_pool2d(found[None], 3, 1, 1)[0] * mask
+    return found
+
+
 def targeted_grid(x: Tensor, reached: Tensor) -> "Figure":
     """Show grey images (k * k, 1, h, w), class i attacked towards class j in row i, column j.
 
@@ -619,4 +674,68 @@ def running_sum(w: Tensor, margin: float, *, eps: float) -> "Figure":
     axis.axhline(margin, color="black", linestyle="--", label="the margin")
     axis.set(xlabel="pixels changed, row by row", ylabel="loss of margin")
     axis.legend(frameon=False)
+    return figure
+
+
+def heat_maps(rows: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure":
+    """Show a row per name: images (n, 1, h, w) in grey, and on them their heat (n, h, w).
+
+    Each heat is scaled by its own maximum, from clear to orange; where there is none it stays grey.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    clear = LinearSegmentedColormap.from_list("heat", [(*to_rgb(ORANGE), a) for a in (0, 0.9)])
+    columns = len(next(iter(rows.values()))[0])
+    figure, axes = _subplots(len(rows), columns, figsize=(0.8 * columns + 1.3, 0.85 * len(rows)))
+    for row, (name, (x, heat)) in zip(axes, rows.items(), strict=True):
+        row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+        for axis, image, hot in zip(row, x.detach().cpu(), heat.detach().cpu(), strict=True):
+            _draw(axis, image, (0.0, 1.6))
+            hot = hot / hot.max().clamp_min(1e-12)
+            axis.imshow(hot, cmap=clear, vmin=0, vmax=1, interpolation="nearest")  # a light file
+    return figure
+
+
+def roc_curves(panels: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]) -> "Figure":
+    """Show a panel per name, and in it up to six curves: name to (false alarms, hits)."""
+    figure, axes = _subplots(1, len(panels), figsize=(2.3 * len(panels) + 0.3, 3.45), sharey=True)
+    looks = [(colour, style) for colour, _, style in SERIES] + [("black", "-"), ("gray", "--")]
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="silver", linewidth=1)
+        for (name, (alarms, hits)), (colour, style) in zip(curves.items(), looks, strict=False):
+            axis.plot(alarms.cpu(), hits.cpu(), color=colour, linestyle=style, label=name)
+        axis.set(title=title, xlabel="false alarms", aspect="equal", xticks=[0, 1], yticks=[0, 1])
+    axes[0, 0].set_ylabel("strangers found")
+    names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*names, frameon=False, ncols=3, loc="outside lower center")
+    return figure
+
+
+def border_walk(sizes: Sequence[float], broken: Sequence[bool]) -> "Figure":
+    """Draw how large a change is after each step, and whether the image is misread with it."""
+    figure, axis = _single(figsize=(6, 3))
+    axis.plot(sizes, color="silver", zorder=0)
+    for hit, marker, colour, name in ((False, "o", BLUE, "right ✓"), (True, "X", RED, "misread ✗")):
+        at = [k for k, each in enumerate(broken) if each == hit]
+        axis.scatter(at, [sizes[k] for k in at], marker=marker, color=colour, label=name)
+    axis.set(xlabel="step", ylabel="size of the change", ylim=(0, None))
+    axis.legend(frameon=False)
+    return figure
+
+
+def standing(sizes: Mapping[str, Mapping[str, Sequence[float]]]) -> "Figure":
+    """Draw which share of the images is still right after their best changes up to a size.
+
+    A panel per norm, and in it a line per network, of the size that breaks each image.
+    """
+    figure, axes = _subplots(len(sizes), 1, figsize=(5, 2.1 * len(sizes) + 0.5))
+    for axis, (norm, lines) in zip(axes[:, 0], sizes.items(), strict=True):
+        for (name, found), (colour, _, style) in zip(lines.items(), SERIES, strict=False):
+            at = sorted(found)
+            left = [1 - (i + 1) / len(at) for i in range(len(at))]
+            axis.step([0, *at], [1, *left], color=colour, linestyle=style, label=name, where="post")
+        axis.set(xlabel=f"size of the change, {norm}", ylabel="still right", ylim=(-0.03, 1.03))
+        axis.set_xlim(0, max(sorted(found)[int(0.97 * len(found))] for found in lines.values()))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False)
     return figure
