@@ -106,8 +106,8 @@ def test_book_uses_the_lock_and_the_weekly_workflow_does_not() -> None:
 def test_the_library_can_be_read_in_an_afternoon():
     files = [p for p in (ROOT / "advlib").rglob("*.py") if "book" not in p.relative_to(ROOT).parts]
     lines = {path: path.read_text(encoding="utf8").count("\n") for path in files}
-    assert len(files) <= 26
+    assert len(files) <= 30
     assert max(lines.values()) <= 300
     assert lines[ROOT / "advlib" / "fast.py"] <= 150
-    assert sum(lines.values()) <= 4200
-    assert sum(map(code_lines, files)) <= 3000
+    assert sum(lines.values()) <= 4900
+    assert sum(map(code_lines, files)) <= 3600
