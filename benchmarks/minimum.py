@@ -1,6 +1,5 @@
 """DDN and FMN by advlib, adv_lib and foolbox, with the same settings, in turns."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import advlib
+from advlib.attacks.minimum import ORDER
 from benchmarks import common
 
 Attack = Callable[[Tensor, Tensor], Tensor]
-ORDER = {"l0": 0.0, "l2": 2.0, "linf": math.inf}
 CASES = [("ddn", "l2"), *(("fmn", norm) for norm in ORDER)]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from advlib import bim, ddn, fmn, load_data, predict, robustness_report, verify
+from advlib.attacks.minimum import ORDER
 from advlib.book import recipes, trained
 from advlib.book.smoothing import Smoothed, certify, votes
 from advlib.evaluation import _mean
@@ -200,19 +201,19 @@ def minimum(images: int, device: str | None) -> dict[str, Any]:
     """
     test = load_data(device=device)[1]
     x, y = test.x[:images], test.y[:images]
-    norms: dict[str, tuple[float, Any]] = {
-        "linf": (torch.inf, partial(fmn, norm="linf")),
-        "l2": (2.0, ddn),
-        "l0": (0.0, partial(fmn, norm="l0")),
+    norms: dict[str, Any] = {
+        "linf": partial(fmn, norm="linf"),
+        "l2": ddn,
+        "l0": partial(fmn, norm="l0"),
     }
     sizes: dict[str, dict[str, list[float | None]]] = {}
     for name in ("standard", "robust", "noisy"):
         net = trained.network(name, device=device)
         sizes[name] = {}
-        for norm, (order, attack) in norms.items():
+        for norm, attack in norms.items():
             x_adv = attack(net, x, y)
             broken = (predict(net, x_adv) != y).tolist()
-            found = (x_adv - x).flatten(1).norm(order, dim=1).tolist()
+            found = (x_adv - x).flatten(1).norm(ORDER[norm], dim=1).tolist()
             sizes[name][norm] = [
                 round(size, 4) if hit else None for size, hit in zip(found, broken, strict=True)
             ]
